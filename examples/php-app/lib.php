@@ -68,7 +68,7 @@ function config(): array
     }
     // A client can only set variables whose names begin with HTTP_, so both sources are the operator's.
     $path = ($_SERVER['HANDOFF_APP_CONFIG'] ?? getenv('HANDOFF_APP_CONFIG')) ?: CONFIG_PATH;
-    if (!is_readable($path)) {
+    if (!is_file($path) || !is_readable($path)) {
         throw new Failure(500, 'not_configured', "The configuration file $path is missing, or the web server may not read it.");
     }
     try {

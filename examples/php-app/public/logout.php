@@ -9,7 +9,6 @@ open_session();
 if (!csrf_matches($_POST['csrf'] ?? null)) {
     throw new Failure(403, 'csrf', 'This form was too old. Go back to the start and try again.');
 }
-$_SESSION = [];
 $cookie = session_get_cookie_params();
 unset($cookie['lifetime']);
 setcookie(session_name(), '', ['expires' => 1] + $cookie);

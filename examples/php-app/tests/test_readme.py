@@ -1,0 +1,77 @@
+"""handoff() on its own, as somebody copies it, and the snippets of the README."""
+
+from __future__ import annotations
+
+import json
+import re
+import shutil
+import subprocess
+from pathlib import Path
+
+import pytest
+from conftest import APP, PASSWORD, StartServer
+
+README = (APP / "README.md").read_text()
+
+
+def snippet(language: str) -> str:
+    (text,) = re.findall(rf"```{language}\n(<\?php.*?|url=.*?)```", README, re.DOTALL)
+    return str(text)
+
+
+def run_php(code: str) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(["php", "-r", f"require '{APP}/handoff.php'; {code}"], capture_output=True, text=True)
+
+
+@pytest.mark.parametrize(
+    ("code", "error"),
+    [
+        ("handoff('/run/x', ['prompt' => \"\\xff\"]);", "JsonException"),
+        ("handoff('/run/x', ['prompt' => str_repeat('a', 8000)]);", "LengthException: header line of 8029 bytes"),
+        ("echo 'x'; flush(); handoff('/run/x', []);", "LogicException: output started in"),
+    ],
+)
+def test_handoff_refuses_what_would_not_arrive(code: str, error: str) -> None:
+    result = run_php(f"try {{ {code} }} catch (Throwable $e) {{ echo get_class($e), ': ', $e->getMessage(); }}")
+    assert error in result.stdout, result
+
+
+def test_handoff_ends_the_request() -> None:
+    assert run_php("handoff('/run/x', ['a' => 1]); echo 'not reached';").stdout == ""
+
+
+def test_handoff_releases_the_session_lock_of_whoever_forgot(tmp_path: Path) -> None:
+    result = run_php(
+        f"session_save_path('{tmp_path}'); session_start(); "
+        "register_shutdown_function(fn () => print(session_status() === PHP_SESSION_NONE ? 'released' : 'held')); "
+        "handoff('/run/x', []);"
+    )
+    assert result.stdout == "released", result
+
+
+def test_the_php_snippet_hands_off(start_server: StartServer, tmp_path: Path) -> None:
+    shutil.copy(APP / "handoff.php", tmp_path)
+    (tmp_path / "ask.php").write_text(snippet("php"))
+    (tmp_path / "enter.php").write_text("<?php session_start(); $_SESSION['user'] = 'ada';")
+    client = start_server(root=tmp_path).client()
+    refused = client.request("POST", "/ask.php", {"prompt": "hello"})
+    assert (refused.status, refused.header("X-Socket-Handoff")) == (401, None)
+    client.get("/enter.php")
+    assert client.request("POST", "/ask.php", {"prompt": "hello"}).handoff == {"prompt": "hello", "user": "ada"}
+
+
+def test_the_shell_snippet_logs_in_and_asks(start_server: StartServer, tmp_path: Path) -> None:
+    record = tmp_path / "headers.json"
+    server = start_server(
+        prepend=f"register_shutdown_function(fn () => file_put_contents('{record}', json_encode(headers_list())));"
+    )
+    script = snippet("sh").replace("http://127.0.0.1:8080", f"http://127.0.0.1:{server.port}").replace("…", PASSWORD)
+    result = subprocess.run(["bash", "-eu", "-c", script], capture_output=True, text=True, timeout=30)
+    assert (result.returncode, result.stdout) == (0, ""), result
+    headers = dict(line.split(": ", 1) for line in json.loads(record.read_text()))
+    assert json.loads(headers["X-Handoff-Data"])["prompt"] == "How does a handoff work?"
+
+
+def test_the_readme_names_every_file() -> None:
+    names = {path.name for path in [*APP.glob("*.php"), *(APP / "public").iterdir()]}
+    assert {name for name in names if name not in README} == set()
