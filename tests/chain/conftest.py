@@ -1,0 +1,115 @@
+"""Fixtures of the whole-chain tests: a test host that site.yml has converged, seen from outside and from inside.
+
+Run by molecule's verify step (molecule/README.md), which names the hosts; they are reached over SSH with sudo.
+"""
+
+from __future__ import annotations
+
+import os
+import shlex
+import subprocess
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from urllib.parse import urlencode
+
+import pytest
+from front_door import Answer, Session
+from testinfra.host import Host
+
+PROJECT = Path(__file__).resolve().parents[2]
+PASSWORD = "chain-test-password"
+# molecule points Ansible at a configuration of its own; a playbook run here uses the project's, as an operator's does.
+ENVIRONMENT = {key: value for key, value in os.environ.items() if not key.startswith("ANSIBLE_")}
+ENVIRONMENT["MOLECULE_PROJECT_DIRECTORY"] = str(PROJECT)
+
+
+@pytest.fixture(scope="module")
+def address(host: Host) -> str:
+    """The host's own address on the test network."""
+    return host.check_output("hostname -I").split()[0]
+
+
+@pytest.fixture(scope="module")
+def session(address: str) -> Session:
+    session = Session(address)
+    session.log_in("demo", PASSWORD)
+    return session
+
+
+@pytest.fixture(scope="module")
+def name(host: Host) -> str:
+    """The host's name in the scenario's inventory."""
+    return str(host.check_output("hostname"))
+
+
+@pytest.fixture(scope="module")
+def prefork(host: Host) -> bool:
+    return bool(host.file("/etc/apache2/mods-enabled/mpm_prefork.load").exists)
+
+
+@pytest.fixture(scope="module")
+def await_true() -> Callable[[Callable[[], object], str], None]:
+    """Await a condition, 20 s at most; the failure says which."""
+
+    def wait(condition: Callable[[], object], what: str, seconds: float = 20.0) -> None:
+        deadline = time.monotonic() + seconds
+        while not condition():
+            assert time.monotonic() < deadline, f"not within {seconds:g} s: {what}"
+            time.sleep(0.1)  # the interval of a bounded poll
+
+    return wait
+
+
+@pytest.fixture
+def daemon_runs(host: Host, session: Session) -> Iterator[None]:
+    """Put the daemon back, whatever a test did to it."""
+    yield
+    host.run("systemctl reset-failed streaming-daemon.socket streaming-daemon.service")
+    host.check_output("systemctl start streaming-daemon.socket")
+    host.check_output("systemctl start streaming-daemon.service")
+
+
+@pytest.fixture(scope="module")
+def hand_off(host: Host, session: Session) -> Iterator[Callable[[str, str], Answer]]:
+    """A function that makes PHP name any target with any data, as an application with a fault in it might."""
+    page = "/var/www/handoff-app/public/handoff-test.php"
+    code = (
+        "<?php header('X-Socket-Handoff: ' . $_GET['target']);"
+        " if (isset($_GET['data'])) header('X-Handoff-Data: ' . $_GET['data']); echo 'the body of PHP';"
+    )
+    host.check_output(f"printf %s {shlex.quote(code)} >{page}")
+
+    def ask(target: str, data: str = "{}") -> Answer:
+        return session.get("/handoff-test.php?" + urlencode({"target": target, "data": data}))
+
+    yield ask
+    host.check_output(f"rm {page}")
+
+
+@pytest.hookimpl(hookwrapper=True)
+def pytest_runtest_makereport(item: pytest.Item) -> Iterator[None]:
+    """A failure carries the journal and Apache's error log of the host it happened on."""
+    outcome = yield
+    report = outcome.get_result()  # type: ignore[attr-defined]
+    host = getattr(item, "funcargs", {}).get("host")
+    if report.failed and host is not None:
+        for title, command in (
+            ("journal", "journalctl --no-pager -n 40 -u streaming-daemon.socket -u streaming-daemon.service"),
+            ("Apache's error log", "tail -n 30 /var/log/apache2/error.log"),
+        ):
+            report.sections.append((f"{title} of {host.backend.hostname}", host.run(command).stdout))
+
+
+def playbook(name: str, *arguments: str) -> subprocess.CompletedProcess[str]:
+    """Run site.yml against one host of the running scenario, as an operator would."""
+    scenario = PROJECT / "molecule" / name.rstrip("0123456789") / "inventory"
+    return subprocess.run(
+        [PROJECT / "script" / "enter", "ansible-playbook", "-i", scenario, "site.yml", "--limit", name, *arguments],
+        cwd=PROJECT,
+        env=ENVIRONMENT,
+        capture_output=True,
+        text=True,
+        timeout=600,
+        check=False,
+    )

@@ -1,0 +1,124 @@
+"""What the roles leave on a host: units, files, a sandbox that bites, and nothing more to change."""
+
+from __future__ import annotations
+
+import json
+import re
+
+import pytest
+from conftest import playbook
+from testinfra.host import Host
+
+# What systemd-analyze(1) calls exposure, 0.0 (best) to 10.0.
+EXPOSURE_LIMIT = 2.0
+
+# What makes the daemon's unit a daemon; the probe keeps everything else.
+NOT_IN_THE_PROBE = r"(Exec|Restart|Watchdog|Runtime)\w*=|(Type|Sockets|NotifyAccess|Requires|After|Also)="
+
+# Run inside the unit's own property set: each line tries one thing the daemon has no business doing.
+SANDBOX_PROBE = r"""
+import ctypes, json, mmap, os, socket, sys
+
+def attempt(action):
+    try:
+        action()
+        return "allowed"
+    except (OSError, ValueError) as error:
+        return type(error).__name__
+
+def connect():
+    with socket.create_connection(("192.0.2.1", 9), timeout=2):
+        pass
+
+libc = ctypes.CDLL(None, use_errno=True)
+
+def call(name, *arguments):
+    if getattr(libc, name)(*arguments) < 0:
+        number = ctypes.get_errno()
+        raise OSError(number, os.strerror(number))
+
+def write_and_execute():
+    mmap.mmap(-1, 4096, prot=mmap.PROT_READ | mmap.PROT_WRITE | mmap.PROT_EXEC).close()
+
+print(json.dumps({
+    "uid": os.getuid(),
+    "capabilities": next(line.split()[1] for line in open("/proc/self/status") if line.startswith("CapEff")),
+    "new_privileges": next(line.split()[1] for line in open("/proc/self/status") if line.startswith("NoNewPrivs")),
+    "write /etc": attempt(lambda: open("/etc/handoff-probe", "w")),
+    "write a release": attempt(lambda: open("/opt/streaming-daemon/current/handoff-probe", "w")),
+    "write its configuration": attempt(lambda: open("/etc/streaming-daemon/config.toml", "a")),
+    "read a home": attempt(lambda: os.listdir("/home/deploy")),
+    "read root's home": attempt(lambda: os.listdir("/root")),
+    "read shadow": attempt(lambda: open("/etc/shadow")),
+    "see pid 1": attempt(lambda: os.stat("/proc/1/status")),
+    "connect to the network": attempt(connect),
+    "packet socket": attempt(lambda: socket.socket(socket.AF_PACKET, socket.SOCK_RAW)),
+    "mount": attempt(lambda: call("mount", b"none", b"/tmp", b"tmpfs", 0, None)),
+    "unshare": attempt(lambda: call("unshare", 0x10000000)),
+    "ptrace": attempt(lambda: call("ptrace", 16, 1, None, None)),
+    "set the clock": attempt(lambda: call("settimeofday", ctypes.byref((ctypes.c_long * 2)(1, 0)), None)),
+    "writable and executable memory": attempt(write_and_execute),
+    "import its code": attempt(lambda: __import__("streaming_daemon")),
+}))
+"""
+
+
+def test_the_socket_belongs_to_systemd_and_apache_alone_may_connect(host: Host) -> None:
+    socket = host.file("/run/streaming-daemon.sock")
+    assert socket.is_socket and (socket.user, socket.group, socket.mode) == ("root", "www-data", 0o660)
+    assert host.service("streaming-daemon.socket").is_enabled
+    assert host.service("streaming-daemon.socket").is_running
+
+
+def test_the_module_is_loaded_and_configured(host: Host) -> None:
+    assert "socket_handoff_module" in host.check_output("apache2ctl -M")
+    assert host.run("apache2ctl configtest").rc == 0
+
+
+@pytest.mark.parametrize("unit", ["streaming-daemon.service"])
+def test_exposure_by_the_hosts_own_systemd(host: Host, unit: str) -> None:
+    report = host.run(f"systemd-analyze security --no-pager {unit}").stdout
+    score = re.search(r"Overall exposure level for .*: ([0-9.]+)", report)
+    assert score, report
+    assert float(score[1]) <= EXPOSURE_LIMIT, report
+    print(f"{unit}: exposure {score[1]}")
+
+
+def test_the_sandbox_bites(host: Host) -> None:
+    """Properties can be set and not enforced (containers without CAP_SYS_ADMIN): look at effects, from inside."""
+    unit = host.check_output("systemctl cat streaming-daemon.service")
+    lines = [line for line in unit.splitlines() if not re.match(NOT_IN_THE_PROBE, line)]
+    probe = "/opt/streaming-daemon/sandbox-probe.py"
+    text = "\n".join(lines).replace("[Service]", f"[Service]\nType=oneshot\nExecStart=/usr/bin/python3 {probe}", 1)
+    host.check_output(f"cat >{probe} <<'PROBE'\n{SANDBOX_PROBE}\nPROBE")
+    host.check_output(f"cat >/run/systemd/system/handoff-sandbox-probe.service <<'UNIT'\n{text}\nUNIT")
+    try:
+        host.check_output("systemctl daemon-reload && systemctl start handoff-sandbox-probe.service")
+        output = host.check_output("journalctl -u handoff-sandbox-probe.service -o cat --no-pager")
+        seen = json.loads(next(line for line in reversed(output.splitlines()) if line.startswith('{"uid"')))
+    finally:
+        host.check_output(f"rm {probe} /run/systemd/system/handoff-sandbox-probe.service && systemctl daemon-reload")
+    assert seen.pop("uid") != 0
+    assert int(seen.pop("capabilities"), 16) == 0
+    assert seen.pop("new_privileges") == "1"
+    assert seen.pop("import its code") == "allowed", "the probe ran, but not where the daemon runs"
+    assert [what for what, result in seen.items() if result == "allowed"] == [], seen
+
+
+def test_the_daemon_runs_as_nobody_in_particular(host: Host) -> None:
+    pid = host.check_output("systemctl show -p MainPID --value streaming-daemon")
+    status = host.check_output(f"cat /proc/{pid}/status")
+    assert int(re.search(r"^Uid:\s+(\d+)", status, re.MULTILINE)[1]) not in (0, 33)  # type: ignore[index]
+
+
+def test_check_mode_on_the_converged_host_changes_nothing(name: str) -> None:
+    result = playbook(name, "--check", "--diff")
+    assert result.returncode == 0, result.stdout[-4000:] + result.stderr
+    recap = re.search(rf"^{name}\s*: .*changed=(\d+).*failed=(\d+)", result.stdout, re.MULTILINE)
+    assert recap and recap.groups() == ("0", "0"), result.stdout[-4000:]
+
+
+def test_no_password_stands_in_a_readable_file(host: Host) -> None:
+    found = host.run("runuser -u nobody -- grep -rlF chain-test-password /etc /opt /var/www /run /var/log 2>/dev/null")
+    assert found.stdout == ""
+    assert host.run("grep -rlF chain-test-password /etc /opt /var/www 2>/dev/null").stdout == ""

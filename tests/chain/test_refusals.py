@@ -1,0 +1,86 @@
+"""What is refused, with which status, and that it is said once in Apache's error log."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+
+import pytest
+from front_door import Answer
+from testinfra.host import Host
+
+HandOff = Callable[..., Answer]
+OUTSIDE = [
+    "/etc/passwd",
+    "/tmp/evil.sock",
+    "/run/../etc/passwd",
+    "/run/streaming-daemon.sock/../../etc/passwd",
+    "/run/streaming-daemon.socket",
+    "run/streaming-daemon.sock",
+]
+
+
+def error_log(host: Host) -> list[str]:
+    return list(host.check_output("cat /var/log/apache2/error.log").splitlines())
+
+
+def refused_with(host: Host, hand_off: HandOff, target: str, status: int) -> Answer:
+    before = len(error_log(host))
+    answer = hand_off(target)
+    assert answer.status == status, (target, answer.status, answer.body)
+    assert b"the body of PHP" not in answer.body
+    assert answer.header("X-Socket-Handoff") is None and answer.header("X-Handoff-Data") is None
+    lines = [line for line in error_log(host)[before:] if "socket_handoff" in line]
+    assert len(lines) == 1, lines
+    return answer
+
+
+@pytest.mark.parametrize("target", OUTSIDE)
+def test_a_path_outside_the_prefix_is_forbidden(host: Host, hand_off: HandOff, target: str) -> None:
+    refused_with(host, hand_off, target, 403)
+
+
+def test_a_symlink_out_of_the_prefix_is_forbidden(host: Host, hand_off: HandOff) -> None:
+    """The permitted name itself becomes a link to another socket that listens."""
+    host.check_output("systemctl stop streaming-daemon.socket streaming-daemon.service")
+    try:
+        host.check_output("rm -f /run/streaming-daemon.sock && ln -s /run/systemd/notify /run/streaming-daemon.sock")
+        refused_with(host, hand_off, "/run/streaming-daemon.sock", 403)
+    finally:
+        host.check_output("rm -f /run/streaming-daemon.sock && systemctl start streaming-daemon.socket")
+
+
+@pytest.mark.usefixtures("daemon_runs")
+def test_a_dead_daemon_is_503_with_retry_after(host: Host, hand_off: HandOff) -> None:
+    host.check_output("systemctl stop streaming-daemon.socket streaming-daemon.service")
+    answer = refused_with(host, hand_off, "/run/streaming-daemon.sock", 503)
+    assert int(answer.header("Retry-After") or "0") >= 1
+
+
+@pytest.mark.parametrize("data", ["[1, 2", "[1, 2]", '{"prompt": 7}'])
+def test_unusable_data_is_400_before_a_byte_is_streamed(hand_off: HandOff, data: str) -> None:
+    answer = hand_off("/run/streaming-daemon.sock", data)
+    assert answer.status == 400, (answer.status, answer.body)
+    assert json.loads(answer.body)["error"]["message"]
+
+
+def test_a_user_of_the_host_cannot_reach_the_socket(host: Host) -> None:
+    """0660 root:www-data: who is not Apache cannot inject a client."""
+    probe = "import socket; socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET).connect('/run/streaming-daemon.sock')"
+    result = host.run(f'runuser -u nobody -- python3 -c "{probe}"')
+    assert result.rc != 0 and "PermissionError" in result.stderr, result.stderr
+
+
+def test_htaccess_cannot_hand_off(host: Host, session: object, address: str) -> None:
+    """Whoever may write files below the document root gains nothing by it."""
+    folder = "/var/www/handoff-app/public/htaccess-test"
+    host.check_output(
+        f"mkdir -p {folder} && echo static >{folder}/file.txt && echo 'SocketHandoffEnabled On' >{folder}/.htaccess"
+    )
+    try:
+        answer = session.get("/htaccess-test/file.txt")  # type: ignore[attr-defined]
+        # Either .htaccess is not read at all (AllowOverride None), or the directive is an error in it.
+        assert answer.status in (200, 500), answer.status
+        assert answer.status == 500 or answer.body == b"static\n"
+    finally:
+        host.check_output(f"rm -r {folder}")

@@ -1,0 +1,70 @@
+"""script/demo keeps README's promises in a clone of its own: a stream, quick again, no trace after --down."""
+
+from __future__ import annotations
+
+import os
+import re
+import socket
+import subprocess
+import urllib.request
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).resolve().parents[2]
+
+
+def run(*command: object, cwd: Path, environment: dict[str, str]) -> subprocess.CompletedProcess[str]:
+    print("$", *command)
+    words = [str(part) for part in command]
+    done = subprocess.run(words, cwd=cwd, env=environment, capture_output=True, text=True, timeout=1500, check=False)
+    print(done.stdout, done.stderr)
+    return done
+
+
+@pytest.fixture(scope="module")
+def environment() -> dict[str, str]:
+    with socket.create_server(("127.0.0.1", 0)) as free:
+        port = free.getsockname()[1]
+    return {**os.environ, "HANDOFF_DEMO_PORT": str(port)}
+
+
+def test_the_demo_from_clone_to_clean(tmp_path: Path, environment: dict[str, str]) -> None:
+    clone = tmp_path / "clone"
+    url = f"http://127.0.0.1:{environment['HANDOFF_DEMO_PORT']}/"
+    assert run("git", "clone", "--quiet", ROOT, clone, cwd=tmp_path, environment=environment).returncode == 0
+    try:
+        first = run("script/demo", cwd=clone, environment=environment)
+        assert first.returncode == 0
+        assert first.stdout.count("\ndata: {") > 20
+        assert "\ndata: [DONE]" in first.stdout
+        assert "TASK [" in first.stdout, "the demo runs site.yml, and shows it"
+        busy = re.search(r"While 20 streams were running, (\d+) of Apache's (\d+) workers were busy", first.stdout)
+        assert busy and int(busy[1]) == 0, first.stdout[-2000:]
+        assert url in first.stdout
+        with urllib.request.urlopen(url, timeout=10) as page:
+            assert page.status == 200
+
+        second = run("script/demo", cwd=clone, environment=environment)
+        assert second.returncode == 0
+        assert "TASK [" not in second.stdout, "nothing changed, so nothing is applied again"
+        assert "\ndata: [DONE]" in second.stdout
+    finally:
+        down = run("script/demo", "--down", cwd=clone, environment=environment)
+    assert down.returncode == 0
+    assert not (clone / ".cache").exists()
+    left = run("podman", "ps", "--all", "--format", "{{.Names}}", cwd=clone, environment=environment).stdout.split()
+    assert "socket-handoff-demo" not in left
+
+
+def test_a_port_that_is_taken_is_named(environment: dict[str, str]) -> None:
+    with socket.create_server(("127.0.0.1", int(environment["HANDOFF_DEMO_PORT"]))):
+        refused = run("script/demo", cwd=ROOT, environment=environment)
+    assert refused.returncode != 0
+    assert f"something else listens on 127.0.0.1:{environment['HANDOFF_DEMO_PORT']}" in refused.stderr
+    assert "what to do:" in refused.stderr
+
+
+def test_an_impossible_port_is_named(environment: dict[str, str]) -> None:
+    refused = run("script/demo", cwd=ROOT, environment={**environment, "HANDOFF_DEMO_PORT": "http"})
+    assert refused.returncode != 0 and "HANDOFF_DEMO_PORT is 'http'" in refused.stderr

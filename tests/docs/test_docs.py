@@ -1,0 +1,144 @@
+"""The documents keep their word: links lead somewhere, code blocks run, tables say what the sources say."""
+
+from __future__ import annotations
+
+import array
+import re
+import shutil
+import socket
+import subprocess
+import sys
+import threading
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).resolve().parents[2]
+LISTED = ["git", "ls-files", "--cached", "--others", "--exclude-standard", "*.md"]
+DOCUMENTS = sorted(
+    ROOT / line for line in subprocess.run(LISTED, cwd=ROOT, capture_output=True, text=True, check=True).stdout.split()
+)
+README = ROOT / "README.md"
+
+
+def code_blocks(path: Path, language: str) -> list[str]:
+    return re.findall(rf"^```{language}\n(.*?)^```", path.read_text(), re.MULTILINE | re.DOTALL)
+
+
+def anchors(path: Path) -> set[str]:
+    """GitHub's anchors of a document's headings: lower case, punctuation dropped, spaces to hyphens."""
+    headings = re.findall(r"^#+ (.+)$", path.read_text(), re.MULTILINE)
+    return {re.sub(r"[^\w\- ]", "", heading.lower()).strip().replace(" ", "-") for heading in headings}
+
+
+@pytest.mark.parametrize("document", DOCUMENTS, ids=lambda path: str(path.relative_to(ROOT)))
+def test_links_lead_somewhere(document: Path) -> None:
+    text = re.sub(r"^```.*?^```", "", document.read_text(), flags=re.MULTILINE | re.DOTALL)
+    broken = []
+    for target in re.findall(r"\]\(([^)\s]+)\)", text) + re.findall(r'(?:src|srcset|href)="([^"]+)"', text):
+        if re.match(r"[a-z]+:", target):
+            continue
+        path, _, anchor = target.partition("#")
+        file = (document.parent / path).resolve() if path else document
+        if not file.exists() or (anchor and file.suffix == ".md" and anchor not in anchors(file)):
+            broken.append(target)
+    assert broken == []
+
+
+@pytest.mark.parametrize("document", DOCUMENTS, ids=lambda path: str(path.relative_to(ROOT)))
+def test_scripts_and_playbooks_named_in_code_exist(document: Path) -> None:
+    rooms = "script|playbooks|examples|docs|roles|tests"
+    named = set(re.findall(rf"(?<![\w./-])((?:{rooms})/[\w./-]*\w)", document.read_text()))
+    bases = (ROOT, document.parent)
+    missing = [name for name in sorted(named) if not any((base / name).exists() for base in bases)]
+    assert missing == []
+
+
+def module_directives() -> set[str]:
+    sources = "".join(path.read_text() for path in (ROOT / "module-src").glob("*.c"))
+    found = set(re.findall(r'AP_INIT_\w+\(\s*"(SocketHandoff\w+)"', sources))
+    assert found, "no directive found in the module's sources: has the way they are declared changed?"
+    return found
+
+
+@pytest.mark.parametrize("document", [README, ROOT / "docs" / "directives.md"], ids=lambda path: path.name)
+def test_directive_tables_name_exactly_the_modules_directives(document: Path) -> None:
+    table = set(re.findall(r"^\| *`(SocketHandoff\w+)", document.read_text(), re.MULTILINE))
+    assert table == module_directives()
+
+
+def test_readmes_php_snippet_sets_the_two_headers_and_nothing_else(tmp_path: Path) -> None:
+    """README's snippet, run by PHP itself for a user who is logged in and for one who is not."""
+    php = shutil.which("php-cgi")
+    assert php, "php-cgi is missing: apt install php-cgi"
+    (snippet,) = code_blocks(README, "php")
+    page = tmp_path / "stream.php"
+    page.write_text(snippet)
+    login = tmp_path / "login.php"
+    login.write_text("<?php session_id('docs'); session_start(); $_SESSION['user'] = 'ada';")
+    for cookie, expected in (("", None), ("PHPSESSID=docs", "/run/streaming-daemon.sock")):
+        body = b"prompt=Hello+%22world%22%0AX-Evil%3A+1"
+        environment = {
+            "REDIRECT_STATUS": "1",
+            "GATEWAY_INTERFACE": "CGI/1.1",
+            "REQUEST_METHOD": "POST",
+            "SCRIPT_FILENAME": str(page),
+            "CONTENT_TYPE": "application/x-www-form-urlencoded",
+            "CONTENT_LENGTH": str(len(body)),
+            "HTTP_COOKIE": cookie,
+        }
+        options = ["-d", f"session.save_path={tmp_path}"]
+        subprocess.run(["php", *options, str(login)], env={"HOME": str(tmp_path)}, check=True, capture_output=True)
+        output = subprocess.run([php, *options], input=body, env=environment, capture_output=True, check=True).stdout
+        head, _, rest = output.decode().partition("\r\n\r\n")
+        headers = dict(line.split(": ", 1) for line in head.split("\r\n"))
+        assert headers.get("X-Socket-Handoff") == expected, output
+        assert rest == "", output
+        if expected:
+            assert headers["X-Handoff-Data"] == '{"prompt":"Hello \\"world\\"\\nX-Evil: 1","user":"ada"}'
+            assert "X-Evil" not in headers
+        else:
+            assert headers["Status"].startswith("401"), output
+
+
+def test_the_receiver_in_the_wire_protocol_page_receives(tmp_path: Path) -> None:
+    """The sketch of a daemon takes a real TCP connection that is passed to it and answers it."""
+    (sketch,) = code_blocks(ROOT / "docs" / "wire-protocol.md", "python")
+    path = tmp_path / "sketch.sock"
+    program = tmp_path / "sketch.py"
+    program.write_text(sketch.replace("/run/example.sock", str(path)))
+    assert str(path) in program.read_text(), "the sketch no longer listens on /run/example.sock"
+    process = subprocess.Popen([sys.executable, str(program)], stderr=subprocess.PIPE)
+    try:
+        answered = threading.Event()
+        watchdog = threading.Timer(20, process.kill)
+        watchdog.start()
+        while True:
+            assert process.poll() is None, process.stderr.read().decode() if process.stderr else ""
+            peer = socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+            try:
+                peer.connect(str(path))
+                break
+            except OSError:
+                peer.close()
+                answered.wait(0.05)
+        listener = socket.create_server(("127.0.0.1", 0))
+        client = socket.create_connection(listener.getsockname())
+        server, _ = listener.accept()
+        server.setblocking(False)
+        rights = [(socket.SOL_SOCKET, socket.SCM_RIGHTS, array.array("i", [server.fileno()]))]
+        peer.sendmsg([b'{"prompt": "hello"}'], rights)
+        peer.close()
+        server.close()
+        client.settimeout(20)
+        received = b""
+        while piece := client.recv(65536):
+            received += piece
+        assert received.startswith(b"HTTP/1.1 200"), received
+        assert received.endswith(b"data: [DONE]\n\n"), received
+    finally:
+        watchdog.cancel()
+        process.kill()
+        process.wait()
+        assert process.stderr
+        process.stderr.close()
