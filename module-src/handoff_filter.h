@@ -1,0 +1,44 @@
+/* SPDX-License-Identifier: Apache-2.0
+ * Copyright 2026 The socket_handoff authors
+ */
+#ifndef HANDOFF_FILTER_H
+#define HANDOFF_FILTER_H
+
+/*
+ * The life of one request. Two output filters are added to each:
+ *
+ *   take   is the first filter that the handler's output meets. It decides, and hands off.
+ *   strip  is the last one before the headers are written. It only removes our headers.
+ *
+ *            first brigade, no header,
+ *            or asked by one who may not      take leaves the chain; the response goes on as usual
+ *   DECIDE ──────────────────────────────▶ (gone)
+ *      │     asked and permitted,                                   EOS
+ *      │     or asked and refused
+ *      └──────────────────────────────▶ COLLECT ──────────────────────────────────────▶ DONE
+ *                                       body thrown away,         hand off, or answer with the
+ *                                       handler runs to its end   error; whatever comes later
+ *                                                                 is thrown away
+ *
+ * Acting at EOS and not at the first byte means that the handler is finished: PHP has closed its
+ * session, FastCGI its connection, and nobody reads or writes the client any more.
+ */
+
+#include "httpd.h"
+
+/* Headers by which an application asks. Removed from every response. */
+#define HANDOFF_HEADER_TARGET "X-Socket-Handoff"
+#define HANDOFF_HEADER_DATA "X-Handoff-Data"
+
+/* Notes for the access log, %<{handoff-target}n and %<{handoff-result}n. */
+#define HANDOFF_NOTE_TARGET "handoff-target"
+#define HANDOFF_NOTE_RESULT "handoff-result"
+
+void handoff_filter_register(void);
+
+/* Hooks, in the order in which a request meets them. */
+int handoff_forget_request_headers(request_rec *r);
+void handoff_insert_filters(request_rec *r);
+void handoff_insert_error_filter(request_rec *r);
+
+#endif

@@ -1,0 +1,63 @@
+/* SPDX-License-Identifier: Apache-2.0
+ * Copyright 2026 The socket_handoff authors
+ */
+#ifndef HANDOFF_TARGET_H
+#define HANDOFF_TARGET_H
+
+/*
+ * Which sockets may be named, and how a named one is reached without a race.
+ *
+ * Rules of this room: plain libc, no httpd or APR type, no logging, no allocation, so that the
+ * unit tests can link it alone. Everything here is pure or touches the file system through
+ * descriptors only.
+ *
+ * A path has two spellings, /run/x and /var/run/x (one is a symlink to the other on every system
+ * we support), and one canonical form: the part below that directory ("x"), always a pointer into
+ * the caller's string. All comparing and opening is done on the canonical form.
+ */
+
+#include <stddef.h>
+
+typedef enum {
+    HANDOFF_PATH_OK,
+    HANDOFF_PATH_EMPTY,           /* nothing there, or only the directory where a socket is needed */
+    HANDOFF_PATH_RELATIVE,        /* does not begin with a slash                                   */
+    HANDOFF_PATH_TOO_LONG,        /* longer than PATH_MAX, or a component longer than NAME_MAX     */
+    HANDOFF_PATH_CONTROL_BYTE,    /* a byte below 0x20 or 0x7f                                     */
+    HANDOFF_PATH_OUTSIDE_RUN,     /* not below /run or /var/run                                    */
+    HANDOFF_PATH_BAD_COMPONENT,   /* an empty, "." or ".." component                               */
+    HANDOFF_PATH_NOT_PERMITTED    /* well-formed, but below none of the allowed prefixes           */
+} handoff_path_verdict;
+
+/* What may be handed to. Lives as long as the configuration that owns the strings. */
+typedef struct {
+    const char *const *prefixes;  /* canonical forms, from handoff_prefix_parse */
+    size_t count;
+} handoff_target_policy;
+
+/* One socket that a request may be handed to. */
+typedef struct {
+    const char *below;            /* canonical form, points into the string that was resolved */
+} handoff_target;
+
+/* The verdict in words that complete "the path ...". Static. */
+const char *handoff_path_reason(handoff_path_verdict verdict);
+
+/* Takes an operator's prefix apart. "/run", "/run/", "/run/llm", "/run/llm/" and "/run/a.sock" are
+ * all good; on HANDOFF_PATH_OK *below is the canonical form. */
+handoff_path_verdict handoff_prefix_parse(const char *text, const char **below);
+
+/* Finds the target that an application named and checks that the policy permits it. */
+handoff_path_verdict handoff_target_resolve(const char *text, const handoff_target_policy *policy,
+                                            handoff_target *target);
+
+/* Opens the socket's name (O_PATH) component by component from /run, following no symlink, so
+ * that what was checked is what gets connected. Returns a descriptor for /proc/self/fd, or -1
+ * with errno: ELOOP a symlink, ENOTDIR or ENOTSOCK something of the wrong kind in the way,
+ * otherwise whatever open(2) says. */
+int handoff_target_open(const handoff_target *target);
+
+/* The same walk from an open directory; what handoff_target_open does after opening /run. */
+int handoff_target_open_at(int dirfd, const char *below);
+
+#endif
