@@ -9,7 +9,7 @@ import subprocess
 from pathlib import Path
 
 import pytest
-from conftest import APP, PASSWORD, StartServer
+from php_server import APP, PASSWORD, StartServer
 
 README = (APP / "README.md").read_text()
 

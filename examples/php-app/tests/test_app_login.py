@@ -6,7 +6,7 @@ import re
 import time
 
 import pytest
-from conftest import PASSWORD, Client, Server, StartServer, password_hash
+from php_server import PASSWORD, Client, Server, StartServer, password_hash
 
 
 def test_a_login_is_answered_with_303_and_shows_the_page(app: Server) -> None:

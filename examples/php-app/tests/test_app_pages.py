@@ -6,7 +6,7 @@ import json
 from html.parser import HTMLParser
 
 import pytest
-from conftest import APP, Server, StartServer, password_hash
+from php_server import APP, Server, StartServer, password_hash
 
 HTML = ["/", "/plain.php"]
 

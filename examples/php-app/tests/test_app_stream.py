@@ -8,7 +8,7 @@ import socket
 import urllib.parse
 
 import pytest
-from conftest import Client, Server, StartServer
+from php_server import Client, Server, StartServer
 
 LINE_MAX = 8000  # of the whole header line; see handoff.php
 AWKWARD = {
