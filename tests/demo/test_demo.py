@@ -6,6 +6,7 @@ import os
 import re
 import socket
 import subprocess
+import sys
 import urllib.request
 from pathlib import Path
 
@@ -26,7 +27,7 @@ def run(*command: object, cwd: Path, environment: dict[str, str]) -> subprocess.
 def environment() -> dict[str, str]:
     with socket.create_server(("127.0.0.1", 0)) as free:
         port = free.getsockname()[1]
-    return {**os.environ, "HANDOFF_DEMO_PORT": str(port)}
+    return {**os.environ, "HANDOFF_DEMO_PORT": str(port), "HANDOFF_DEMO_NAME": "demo-test"}
 
 
 def test_the_demo_from_clone_to_clean(tmp_path: Path, environment: dict[str, str]) -> None:
@@ -45,6 +46,9 @@ def test_the_demo_from_clone_to_clean(tmp_path: Path, environment: dict[str, str
         with urllib.request.urlopen(url, timeout=10) as page:
             assert page.status == 200
 
+        browser = run(*browser_tests(), cwd=clone, environment=browser_environment(clone, url, environment))
+        assert browser.returncode == 0
+
         second = run("script/demo", cwd=clone, environment=environment)
         assert second.returncode == 0
         assert "TASK [" not in second.stdout, "nothing changed, so nothing is applied again"
@@ -54,7 +58,28 @@ def test_the_demo_from_clone_to_clean(tmp_path: Path, environment: dict[str, str
     assert down.returncode == 0
     assert not (clone / ".cache").exists()
     left = run("podman", "ps", "--all", "--format", "{{.Names}}", cwd=clone, environment=environment).stdout.split()
-    assert "socket-handoff-demo" not in left
+    assert "socket-handoff-demo-test" not in left
+
+
+def browser_tests() -> list[object]:
+    results = ROOT / ".cache" / "results" / "browser.xml"
+    return [sys.executable, "-m", "pytest", "-q", ROOT / "tests" / "browser", f"--junitxml={results}"]
+
+
+def browser_environment(clone: Path, url: str, environment: dict[str, str]) -> dict[str, str]:
+    """The page of the running demo in a real browser; how to break and mend the daemon behind it."""
+    ssh = f"ssh -F {clone}/.cache/ssh/config {environment['HANDOFF_DEMO_NAME']} sudo systemctl"
+    units = "streaming-daemon.socket streaming-daemon.service"
+    return {
+        **environment,
+        "HANDOFF_BASE_URL": url,
+        "HANDOFF_USER": "demo",
+        "HANDOFF_PASSWORD": (clone / ".cache" / "demo" / "password").read_text().strip(),
+        "HANDOFF_STOP_DAEMON": f"{ssh} stop {units}",
+        "HANDOFF_KILL_DAEMON": f"{ssh} stop {units}; {ssh} kill --kill-whom=all --signal=KILL streaming-daemon.service",
+        "HANDOFF_START_DAEMON": f"{ssh} reset-failed; {ssh} start {units}",
+        "HANDOFF_SCREENSHOTS": str(ROOT / ".cache" / "screenshots"),
+    }
 
 
 def test_a_port_that_is_taken_is_named(environment: dict[str, str]) -> None:
