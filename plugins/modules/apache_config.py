@@ -1,0 +1,485 @@
+#!/usr/bin/python
+# Copyright: the socket_handoff.fleet authors
+# SPDX-License-Identifier: Apache-2.0
+"""Module apache_config: change Apache's files on Debian as one transaction.
+
+Theory of operation. A set of files and links is compared with the host. When
+something differs, Apache's whole configuration directory is copied, the
+change is made in the copy, and Apache itself judges the copy. Only then are
+the real files replaced, each by rename, after the previous ones were saved.
+Apache judges once more where the files really are; if it disagrees, or if a
+write fails half way (a full disk), every file goes back to what it was.
+
+So at no moment does a file that Apache refuses lie where the next start, the
+next log rotation or the next reboot would find it.
+"""
+
+from __future__ import annotations
+
+DOCUMENTATION = r"""
+module: apache_config
+author: socket_handoff.fleet authors (@socket-handoff)
+version_added: 0.1.0
+short_description: Change Apache's files on Debian as one transaction
+description:
+  - Writes files and links of Apache's configuration on Debian. All of them, or none.
+  - The change is tested by Apache in a copy of the configuration directory before any real file is touched, and once
+    more afterwards. A refused change leaves every file as it was.
+  - Nothing is reloaded or restarted. RV(changed_paths) tells what changed, so that the caller can choose.
+options:
+  name:
+    description: Name of the change set. The previous files are kept under this name in O(backup_dir).
+    type: str
+    required: true
+  state:
+    description:
+      - With V(present), the files and links are as given.
+      - With V(restored), the last change set of this name is undone.
+    type: str
+    choices: [present, restored]
+    default: present
+  confdir:
+    description: Apache's configuration directory.
+    type: path
+    default: /etc/apache2
+  files:
+    description: Files to write.
+    type: list
+    elements: dict
+    default: []
+    suboptions:
+      path:
+        description: Absolute, or relative to O(confdir).
+        type: str
+        required: true
+      content:
+        description: The whole text.
+        type: str
+      source:
+        description:
+          - A file on the host to copy the bytes from. While the change is tested, its own texts refer to this file
+            instead of O(files[].path), so that a new module binary is loaded by the test.
+        type: path
+      mode:
+        description: Permissions, octal.
+        type: str
+        default: '0644'
+  links:
+    description: Symbolic links, as C(a2enmod) and C(a2ensite) make them.
+    type: list
+    elements: dict
+    default: []
+    suboptions:
+      path:
+        description: Absolute, or relative to O(confdir).
+        type: str
+        required: true
+      target:
+        description: Where the link points. Required unless O(links[].state=absent).
+        type: str
+      state:
+        description: Whether the link exists.
+        type: str
+        choices: [present, absent]
+        default: present
+  marker:
+    description:
+      - A text that every file of ours contains. A file at the same path without it is somebody else's. It is kept
+        below C(foreign) in O(backup_dir) for ever before it is replaced.
+    type: str
+    default: socket_handoff.fleet
+  listen:
+    description:
+      - TCP ports that the new configuration listens on. If a process other than Apache holds one of them, the change is
+        refused, because Apache notices that only when it has already stopped serving.
+    type: list
+    elements: int
+    default: []
+  control:
+    description: Apache's control program.
+    type: path
+    default: /usr/sbin/apache2ctl
+  backup_dir:
+    description: Where previous files are kept.
+    type: path
+    default: /var/lib/socket-handoff/apache
+attributes:
+  check_mode:
+    description: Tests the change in a copy and says what would change. Works on a host without Apache.
+    support: full
+  diff_mode:
+    description: Shows texts, links, and sizes of binary files.
+    support: full
+"""
+
+EXAMPLES = r"""
+- name: Enable a module with its configuration
+  socket_handoff.fleet.apache_config:
+    name: example
+    files:
+      - path: mods-available/example.load
+        content: |
+          # Written by socket_handoff.fleet.
+          LoadModule example_module /usr/lib/apache2/modules/mod_example.so
+    links:
+      - path: mods-enabled/example.load
+        target: ../mods-available/example.load
+"""
+
+RETURN = r"""
+changed_paths:
+  description: Absolute paths that were or would be changed.
+  type: list
+  elements: str
+  returned: always
+adopted:
+  description: Files of somebody else that were or would be replaced, and are kept.
+  type: list
+  elements: str
+  returned: always
+tested:
+  description: Whether Apache judged the change. In check mode false when Apache or a source is not there yet.
+  type: bool
+  returned: when state is present
+"""
+
+import hashlib
+import json
+import os
+import shutil
+import tempfile
+
+from ansible.module_utils.basic import AnsibleModule
+
+
+class Refused(Exception):
+    """The change cannot be made; the text says why and what to do."""
+
+
+class Entry:
+    """What shall be at one path, and what is there now.
+
+    A state is None (nothing), ("file", bytes, mode) or ("link", target).
+    """
+
+    __slots__ = ("after", "before", "path", "source")
+
+    def __init__(self, path, after, source=None):
+        self.path = path
+        self.after = after
+        self.source = source
+        self.before = state_of(path)
+
+
+def state_of(path):
+    """Return the state of one path; refuse what is neither file nor link."""
+    if os.path.islink(path):
+        return ("link", os.readlink(path))
+    if not os.path.lexists(path):
+        return None
+    if not os.path.isfile(path):
+        raise Refused(f"{path} is neither a file nor a link. Move it away, then run again.")
+    with open(path, "rb") as handle:
+        return ("file", handle.read(), os.stat(path).st_mode & 0o7777)
+
+
+def put(path, state):
+    """Make one path have one state; a reader sees the old one or the new one."""
+    if state is None:
+        if os.path.lexists(path):
+            os.unlink(path)
+        return
+    folder = os.path.dirname(path)
+    temporary = os.path.join(folder, f".{os.path.basename(path)}.{os.getpid()}.tmp")
+    try:
+        if state[0] == "link":
+            os.symlink(state[1], temporary)
+        else:
+            with open(temporary, "xb") as handle:
+                handle.write(state[1])
+                handle.flush()
+                os.fsync(handle.fileno())
+            os.chmod(temporary, state[2])
+        os.rename(temporary, path)
+    except BaseException:
+        if os.path.lexists(temporary):
+            os.unlink(temporary)
+        raise
+
+
+def same_link(left, right, folder):
+    """Whether two link targets mean the same file (a2enmod writes them relative, people do not always)."""
+    return os.path.normpath(os.path.join(folder, left)) == os.path.normpath(os.path.join(folder, right))
+
+
+def plan(module):
+    """Return the entries that have to change, files before links."""
+    confdir, entries = module.params["confdir"], []
+    for item in module.params["files"]:
+        path = os.path.join(confdir, item["path"])
+        if item["source"] is None:
+            content = item["content"].encode()
+        elif os.path.isfile(item["source"]):
+            with open(item["source"], "rb") as handle:
+                content = handle.read()
+        elif module.check_mode:
+            content = b""  # built in the real run
+        else:
+            raise Refused(f"{item['source']} does not exist, so {path} cannot be made from it.")
+        entry = Entry(path, ("file", content, int(item["mode"], 8)), item["source"])
+        if entry.before != entry.after:
+            entries.append(entry)
+    for item in module.params["links"]:
+        path = os.path.join(confdir, item["path"])
+        entry = Entry(path, ("link", item["target"]) if item["state"] == "present" else None)
+        if entry.before is not None and entry.before[0] == "file":
+            raise Refused(f"{path} is a file where a2enmod and a2ensite make links. Move it away, then run again.")
+        if entry.before and entry.after and same_link(entry.before[1], entry.after[1], os.path.dirname(path)):
+            continue
+        if entry.before != entry.after:
+            entries.append(entry)
+    return entries
+
+
+def judge(module, confdir):
+    """Ask Apache about a configuration directory; return its complaint or None."""
+    code, out, err = module.run_command(
+        [module.params["control"], "-t"], environ_update={"APACHE_CONFDIR": confdir, "LC_ALL": "C.UTF-8"}
+    )
+    return None if code == 0 else (err or out).replace(confdir, module.params["confdir"]).strip()
+
+
+def judge_copy(module, entries):
+    """Make the change in a copy of the configuration directory and ask Apache about it."""
+    confdir = module.params["confdir"]
+    with tempfile.TemporaryDirectory(prefix="apache-config-", dir=module.tmpdir) as folder:
+        copy = os.path.join(folder, "apache2")
+        shutil.copytree(confdir, copy, symlinks=True)
+        candidates = [entry for entry in entries if entry.source is not None]
+        for entry in entries:
+            if not entry.path.startswith(confdir + "/"):
+                continue
+            state = entry.after
+            if state is not None and state[0] == "file" and entry.source is None:
+                text = state[1]
+                for candidate in candidates:
+                    text = text.replace(candidate.path.encode(), candidate.source.encode())
+                state = ("file", text, state[2])
+            path = copy + entry.path[len(confdir):]
+            os.makedirs(os.path.dirname(path), exist_ok=True)
+            put(path, state)
+        complaint = judge(module, copy)
+    if complaint is not None:
+        # A configuration that was broken before is not this change's fault, and the reader should look elsewhere.
+        already = judge(module, confdir)
+        raise Refused(
+            f"Apache's configuration was broken before this change; mend it first:\n{already}"
+            if already is not None
+            else f"Apache refuses the new configuration; nothing was changed:\n{complaint}"
+        )
+
+
+def listening_inodes():
+    """Return {port: socket inodes} of listening TCP sockets."""
+    found = {}
+    for table in ("/proc/net/tcp", "/proc/net/tcp6"):
+        try:
+            with open(table, encoding="ascii") as handle:
+                rows = handle.read().splitlines()[1:]
+        except OSError:
+            continue
+        for row in rows:
+            column = row.split()
+            if column[3] == "0A":
+                found.setdefault(int(column[1].rsplit(":", 1)[1], 16), set()).add(column[9])
+    return found
+
+
+def owners(inodes):
+    """Return the names of the processes that hold these socket inodes."""
+    wanted, names = {f"socket:[{inode}]" for inode in inodes}, set()
+    for pid in filter(str.isdigit, os.listdir("/proc")):
+        try:
+            for descriptor in os.listdir(f"/proc/{pid}/fd"):
+                if os.readlink(f"/proc/{pid}/fd/{descriptor}") in wanted:
+                    with open(f"/proc/{pid}/comm", encoding="utf-8") as handle:
+                        names.add(handle.read().strip())
+                    break
+        except OSError:
+            continue  # the process ended meanwhile
+    return names
+
+
+def refuse_taken_ports(module):
+    """Refuse ports that another process listens on."""
+    listening = listening_inodes()
+    for port in module.params["listen"]:
+        others = owners(listening.get(port, ())) - {os.path.basename(module.params["control"]).replace("ctl", "")}
+        if others:
+            raise Refused(
+                f"port {port} is held by {', '.join(sorted(others))}, not by Apache. "
+                "Choose another port or stop that program, then run again."
+            )
+
+
+def save(module, entries, adopted):
+    """Keep the previous states, so that they can be restored by this run or a later one."""
+    root = os.path.join(module.params["backup_dir"], module.params["name"])
+    shutil.rmtree(root, ignore_errors=True)
+    os.makedirs(root, mode=0o700)
+    index = []
+    for number, entry in enumerate(entries):
+        record = {"path": entry.path, "kind": entry.before[0] if entry.before else None}
+        if entry.before and entry.before[0] == "link":
+            record["target"] = entry.before[1]
+        elif entry.before:
+            record["mode"] = entry.before[2]
+            record["blob"] = f"{number}-{os.path.basename(entry.path)}"
+            put(os.path.join(root, record["blob"]), ("file", entry.before[1], 0o600))
+        index.append(record)
+    put(os.path.join(root, "index.json"), ("file", json.dumps(index, indent=1).encode(), 0o600))
+    for entry in entries:
+        keep = os.path.join(module.params["backup_dir"], "foreign", entry.path.lstrip("/"))
+        if entry.path in adopted and not os.path.lexists(keep):
+            os.makedirs(os.path.dirname(keep), mode=0o700, exist_ok=True)
+            put(keep, entry.before)
+
+
+def restore(module):
+    """Undo the last change set of this name; return the paths that changed."""
+    root = os.path.join(module.params["backup_dir"], module.params["name"])
+    try:
+        with open(os.path.join(root, "index.json"), encoding="utf-8") as handle:
+            index = json.load(handle)
+    except FileNotFoundError:
+        return []
+    changed = []
+    for record in reversed(index):
+        state = None
+        if record["kind"] == "link":
+            state = ("link", record["target"])
+        elif record["kind"] == "file":
+            with open(os.path.join(root, record["blob"]), "rb") as handle:
+                state = ("file", handle.read(), record["mode"])
+        if state_of(record["path"]) != state:
+            changed.append(record["path"])
+            if not module.check_mode:
+                put(record["path"], state)
+    if not module.check_mode:
+        shutil.rmtree(root)
+    return changed
+
+
+def apply(module, entries, adopted):
+    """Save, replace, judge; on any trouble put everything back."""
+    save(module, entries, adopted)
+    try:
+        for entry in entries:
+            os.makedirs(os.path.dirname(entry.path), mode=0o755, exist_ok=True)
+            put(entry.path, entry.after)
+        complaint = judge(module, module.params["confdir"])
+    except OSError as error:
+        complaint = str(error)
+    if complaint is not None:
+        for entry in reversed(entries):
+            put(entry.path, entry.before)
+        raise Refused(f"the change could not be completed and was taken back:\n{complaint}")
+
+
+def shown(state):
+    """Return a state as text for a diff."""
+    if state is None:
+        return ""
+    if state[0] == "link":
+        return f"link to {state[1]}\n"
+    try:
+        return state[1].decode()
+    except UnicodeDecodeError:
+        return f"{len(state[1])} bytes, sha256 {hashlib.sha256(state[1]).hexdigest()}\n"
+
+
+def main():
+    """Ansible's entry point."""
+    module = AnsibleModule(
+        argument_spec={
+            "name": {"type": "str", "required": True},
+            "state": {"type": "str", "choices": ["present", "restored"], "default": "present"},
+            "confdir": {"type": "path", "default": "/etc/apache2"},
+            "files": {
+                "type": "list",
+                "elements": "dict",
+                "default": [],
+                "options": {
+                    "path": {"type": "str", "required": True},
+                    "content": {"type": "str"},
+                    "source": {"type": "path"},
+                    "mode": {"type": "str", "default": "0644"},
+                },
+                "mutually_exclusive": [("content", "source")],
+                "required_one_of": [("content", "source")],
+            },
+            "links": {
+                "type": "list",
+                "elements": "dict",
+                "default": [],
+                "options": {
+                    "path": {"type": "str", "required": True},
+                    "target": {"type": "str"},
+                    "state": {"type": "str", "choices": ["present", "absent"], "default": "present"},
+                },
+                "required_if": [("state", "present", ("target",))],
+            },
+            "marker": {"type": "str", "default": "socket_handoff.fleet"},
+            "listen": {"type": "list", "elements": "int", "default": []},
+            "control": {"type": "path", "default": "/usr/sbin/apache2ctl"},
+            "backup_dir": {"type": "path", "default": "/var/lib/socket-handoff/apache"},
+        },
+        supports_check_mode=True,
+    )
+    # Whatever the login shell or sudo says: what is written here is read by other users.
+    os.umask(0o022)
+    confdir = module.params["confdir"] = module.params["confdir"].rstrip("/")
+    try:
+        if module.params["state"] == "restored":
+            paths = restore(module)
+            module.exit_json(changed=bool(paths), changed_paths=paths, adopted=[])
+
+        installed = os.path.isdir(confdir) and os.access(module.params["control"], os.X_OK)
+        if not installed and not module.check_mode:
+            raise Refused(f"Apache is not installed here: {confdir} or {module.params['control']} is missing.")
+        entries = plan(module)
+        marker = module.params["marker"].encode()
+        adopted = [
+            entry.path
+            for entry in entries
+            if entry.before and entry.before[0] == "file" and entry.source is None and marker not in entry.before[1]
+        ]
+        refuse_taken_ports(module)
+        tested = installed and all(entry.source is None or os.path.isfile(entry.source) for entry in entries)
+        if entries and tested:
+            judge_copy(module, entries)
+        if entries and not module.check_mode:
+            apply(module, entries, adopted)
+    except Refused as refusal:
+        module.fail_json(msg=f"apache_config: {refusal}")
+    except OSError as error:
+        module.fail_json(msg=f"apache_config: {error}. Nothing was changed.")
+    module.exit_json(
+        changed=bool(entries),
+        changed_paths=[entry.path for entry in entries],
+        adopted=adopted,
+        tested=tested,
+        diff=[
+            {
+                "before_header": entry.path,
+                "after_header": entry.path,
+                "before": shown(entry.before),
+                "after": shown(entry.after),
+            }
+            for entry in entries
+        ],
+    )
+
+
+if __name__ == "__main__":
+    main()
