@@ -1,0 +1,97 @@
+"""What the commands do before there is a supervisor: check the configuration, get something to listen on."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import socket
+import stat
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+from . import control, notify
+from .config import ConfigError, load
+from .supervisor import Supervisor
+
+_TYPES = {"seqpacket": socket.SOCK_SEQPACKET, "stream": socket.SOCK_STREAM}
+# The kernel cuts it to net.core.somaxconn.
+_BACKLOG = 4096
+
+
+def check(path: str) -> int:
+    """Command line ``--check``; returns the exit status."""
+    try:
+        config = load(path)
+    except ConfigError as error:
+        for line in error.errors:
+            print(line, file=sys.stderr)
+        return 2
+    print(f"{path}: good; backend {config.default_backend}, {config.server.worker_count} workers")
+    return 0
+
+
+def start(config_path: str, address: str | None, control_path: str | None) -> int:
+    """Run the service; returns the exit status."""
+    try:
+        # The workers judge the configuration. This is for the first start alone: one clear sentence, status 2.
+        load(config_path)
+        with _listening(address) as fds:
+            path = control_path or control.default_path(os.environ)
+            return Supervisor(os.path.abspath(config_path), fds, path, os.environ).run()
+    except (ConfigError, notify.ListenSocketError) as error:
+        for line in str(error).splitlines():
+            print(line, file=sys.stderr)
+        return 2
+
+
+@contextlib.contextmanager
+def _listening(address: str | None) -> Iterator[list[int]]:
+    """Descriptors to listen on: systemd's, or of a socket of our own that is removed afterwards."""
+    if address is None:
+        fds = notify.listen_fds(os.environ)
+        if not fds:
+            raise notify.ListenSocketError(
+                "no socket to listen on: start streaming-daemon.socket, or give --socket PATH"
+            )
+        for fd in fds:
+            # Checked here, closed never: they are for the workers.
+            notify.listening_socket(fd).detach()
+            os.set_inheritable(fd, False)
+        yield fds
+        return
+    path, _, name = address.partition(",")
+    kind = _TYPES.get(name or "seqpacket")
+    if kind is None:
+        raise notify.ListenSocketError(f"--socket {address}: allowed types are {' and '.join(_TYPES)}")
+    with socket.socket(socket.AF_UNIX, kind) as sock:
+        try:
+            _remove_stale(Path(path), kind)
+            sock.bind(path)
+        except OSError as error:
+            raise notify.ListenSocketError(f"--socket {path}: {error.strerror or error}") from error
+        mine = os.stat(path).st_ino
+        sock.listen(_BACKLOG)
+        try:
+            yield [sock.fileno()]
+        finally:
+            with contextlib.suppress(OSError):
+                if os.stat(path).st_ino == mine:
+                    os.unlink(path)
+
+
+def _remove_stale(path: Path, kind: int) -> None:
+    """Remove a socket that nobody listens on any more; leave everything else to fail in bind."""
+    try:
+        if not stat.S_ISSOCK(path.lstat().st_mode):
+            return
+    except FileNotFoundError:
+        return
+    with socket.socket(socket.AF_UNIX, kind) as probe:
+        try:
+            probe.connect(str(path))
+        except ConnectionRefusedError:
+            path.unlink()
+        except OSError:
+            # EPROTOTYPE, EAGAIN: somebody lives there.
+            return
