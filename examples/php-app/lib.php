@@ -35,7 +35,7 @@ function fail_as(string $format): void
             error_log('handoff-app: ' . $error->getMessage() . ' (' . $error->getFile() . ':' . $error->getLine() . ')');
         }
         if (!$error instanceof Failure) {
-            $error = new Failure(500, 'internal_error', 'Something went wrong here; the server\'s error log says what.');
+            $error = new Failure(500, 'internal_error', 'Something went wrong here; the error log says what.');
         }
         foreach ($error->headers as $name => $value) {
             header("$name: $value");
@@ -69,17 +69,19 @@ function config(): array
     // A client can only set variables whose names begin with HTTP_, so both sources are the operator's.
     $path = ($_SERVER['HANDOFF_APP_CONFIG'] ?? getenv('HANDOFF_APP_CONFIG')) ?: CONFIG_PATH;
     if (!is_file($path) || !is_readable($path)) {
-        throw new Failure(500, 'not_configured', "The configuration file $path is missing, or the web server may not read it.");
+        throw new Failure(500, 'not_configured', "The configuration file $path is missing, or Apache may not read it.");
     }
     try {
         $config = require $path;
     } catch (Throwable $error) {
-        throw new Failure(500, 'not_configured', "The configuration file $path has an error in line {$error->getLine()}: {$error->getMessage()}");
+        $where = "The configuration file $path has an error in line {$error->getLine()}";
+        throw new Failure(500, 'not_configured', "$where: {$error->getMessage()}");
     }
     foreach (['socket' => '~^/[\x21-\x7e]+$~D', 'user' => '~^.+$~Ds', 'password_hash' => '~^\$.+$~D'] as $key => $form) {
         if (!is_array($config) || !is_string($config[$key] ?? null) || !preg_match($form, $config[$key])) {
             $config = null;
-            throw new Failure(500, 'not_configured', "The configuration file $path has no usable '$key'; see config.example.php.");
+            $what = "The configuration file $path has no usable '$key'";
+            throw new Failure(500, 'not_configured', "$what; see config.example.php.");
         }
     }
     return $config;
@@ -114,7 +116,7 @@ function open_session(): void
         'cache_limiter' => '',         // send_headers() does this, and stream.php must not add headers of its own
     ]);
     if (!$started) {
-        throw new Failure(500, 'no_session', 'The session could not be opened; is session.save_path writable and not full?');
+        throw new Failure(500, 'no_session', 'No session could be opened; is session.save_path writable and not full?');
     }
 }
 

@@ -9,7 +9,7 @@ import { readFile } from 'node:fs/promises';
 import http from 'node:http';
 import { after, before, describe, it } from 'node:test';
 
-// The page's modules end in .js for the web server's sake; by a data: address older versions of Node take them as modules too.
+// The page's modules end in .js for the web server's sake; by a data: address older versions of Node take them too.
 const source = await readFile(new URL('../../examples/php-app/public/handoff-stream.js', import.meta.url));
 const { SseParser, StreamError, answer, viaEventSource, viaFetch } = await import(
   `data:text/javascript;base64,${source.toString('base64')}`
@@ -26,6 +26,8 @@ describe('SseParser', () => {
     ['one event', 'data: a\n\n', ['a']],
     ['two events', 'data: a\n\ndata: b\n\n', ['a', 'b']],
     ['CRLF', 'data: a\r\n\r\ndata: b\r\n\r\n', ['a', 'b']],
+    ['CRLF inside an event', 'event: x\r\ndata: a\r\ndata: b\r\n\r\n', ['a\nb']],
+    ['CR inside an event', 'data: a\rdata: b\r\r', ['a\nb']],
     ['CR', 'data: a\r\rdata: b\r\r', ['a', 'b']],
     ['mixed line ends', 'data: a\r\n\ndata: b\r\r\n', ['a', 'b']],
     ['several data lines', 'data: a\ndata: b\ndata\ndata:c\n\n', ['a\nb\n\nc']],
@@ -115,14 +117,16 @@ describe('viaFetch', () => {
   const sse = { 'Content-Type': 'text/event-stream; charset=utf-8', Connection: 'close' };
   const hungUp = (response) => new Promise((resolve) => response.on('close', resolve));
 
-  it('yields the events of a body that arrives byte by byte, characters of four bytes too', async () => {
-    play = async (request, response) => {
-      response.writeHead(200, sse);
-      for (const byte of Buffer.from('\ufeff: hello\r\n\r\ndata: {"content":"é日🎉"}\r\n\r\ndata: [DONE]\r\n\r\n')) {
-        await new Promise((resolve) => response.write(Buffer.of(byte), resolve));
-      }
-      response.end();
-    };
+  it('puts characters together whose bytes arrive one by one', async (context) => {
+    // On a real connection nobody can tell how bytes are gathered on the way, so this body is made up.
+    const bytes = [...Buffer.from('\ufeff: hello\r\n\r\ndata: {"content":"é日🎉"}\r\n\r\ndata: [DONE]\r\n\r\n')];
+    const body = new ReadableStream({
+      pull(controller) {
+        if (bytes.length === 0) controller.close();
+        else controller.enqueue(Uint8Array.of(bytes.shift()));
+      },
+    });
+    context.mock.method(globalThis, 'fetch', async () => new Response(body, { headers: sse }));
     assert.deepEqual(await collect(answer(viaFetch(base))), ['é日🎉']);
   });
 
@@ -172,6 +176,12 @@ describe('viaFetch', () => {
       assert.equal(error.message, 'The server answered 503 Service Unavailable.');
     });
   }
+
+  it('does not take a refusal for an answer, whatever its type', async () => {
+    play = (request, response) => response.writeHead(500, sse).end('data: x\n\n');
+    const error = await rejection(collect(viaFetch(base)));
+    assert.deepEqual([error.kind, error.status], ['http', 500]);
+  });
 
   it('does not take a login page for an answer', async () => {
     play = (request, response) => response.writeHead(200, { 'Content-Type': 'text/html' }).end('data: x\n\n');

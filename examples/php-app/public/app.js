@@ -111,7 +111,7 @@ async function explain(error) {
     case 'network':
       return again('The server cannot be reached', 'Check your connection, then ask again.');
     case 'interrupted':
-      return again('The answer broke off', 'The connection ended before the answer was complete. What had arrived is above.');
+      return again('The answer broke off', 'The connection ended before the answer was complete.');
     case 'backend':
       return again('The answer could not be finished', error.message);
     case 'refused':
@@ -135,7 +135,7 @@ async function explain(error) {
       return { title: 'This question cannot be sent', text: error.message, action: '' };
     case 503: {
       const when = error.retryAfter > 0 ? `in ${error.retryAfter} seconds` : 'in a moment';
-      return again('The answer service is not available', `The daemon that writes the answers did not take the question. Try again ${when}.`);
+      return again('The answer service is not available', `The daemon did not take the question. Try again ${when}.`);
     }
     default:
       return again('The server could not answer', error.message);
@@ -201,7 +201,8 @@ $('ping').addEventListener('click', async () => {
   try {
     const response = await fetch('/plain.php', { cache: 'no-store' });
     await response.text();
-    $('ping-result').textContent = response.ok ? `${Math.round(performance.now() - begin)} ms` : `status ${response.status}`;
+    const time = `${Math.round(performance.now() - begin)} ms`;
+    $('ping-result').textContent = response.ok ? time : `status ${response.status}`;
   } catch {
     $('ping-result').textContent = 'no answer';
   }

@@ -21,7 +21,7 @@ export class StreamError extends Error {
   }
 }
 
-/** Text in, events out, by the rules of https://html.spec.whatwg.org/multipage/server-sent-events.html#parsing-an-event-stream */
+/** Text in, events out; the rules: https://html.spec.whatwg.org/multipage/server-sent-events.html#parsing-an-event-stream */
 export class SseParser {
   lastEventId = '';
   retry = null; // milliseconds, if the server ever sent one
@@ -42,7 +42,7 @@ export class SseParser {
   #take(line) {
     if (line === '') return this.#dispatch();
     const colon = line.indexOf(':');
-    if (colon === 0) return null; // a comment, such as the daemon's heartbeat
+    // A comment, such as the daemon's heartbeat, is a field without a name.
     const field = colon < 0 ? line : line.slice(0, colon);
     const value = colon < 0 ? '' : line.slice(line[colon + 1] === ' ' ? colon + 2 : colon + 1);
     if (field === 'data') this.#data.push(value);
@@ -68,7 +68,8 @@ export async function* viaFetch(url, options = {}) {
   try {
     response = await fetch(url, { cache: 'no-store', ...options, headers });
   } catch (cause) {
-    throw options.signal?.aborted ? cause : new StreamError('network', 'The server cannot be reached.', { cause });
+    if (options.signal?.aborted) throw options.signal.reason;
+    throw new StreamError('network', 'The server cannot be reached.', { cause });
   }
   if (!response.ok || !/^text\/event-stream\b/i.test(response.headers.get('Content-Type') ?? '')) {
     throw await httpError(response);
@@ -83,7 +84,8 @@ export async function* viaFetch(url, options = {}) {
       yield* parser.push(decoder.decode(value, { stream: true }));
     }
   } catch (cause) {
-    throw options.signal?.aborted ? cause : new StreamError('interrupted', 'The connection broke.', { cause });
+    if (options.signal?.aborted) throw options.signal.reason;
+    throw new StreamError('interrupted', 'The connection broke.', { cause });
   } finally {
     reader.cancel().catch(() => {}); // hangs up if the consumer left early; after a failure there is nothing to cancel
   }

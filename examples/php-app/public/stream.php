@@ -70,7 +70,7 @@ try {
 function request_body(): array
 {
     if ((int) ($_SERVER['CONTENT_LENGTH'] ?? 0) > BODY_MAX) {
-        throw new Failure(422, 'prompt_too_long', 'The request body is too long: at most ' . BODY_MAX . ' bytes are read.');
+        throw new Failure(422, 'prompt_too_long', 'The request is too long: at most ' . BODY_MAX . ' bytes are read.');
     }
     if (!preg_match('~^application/json\b~i', $_SERVER['CONTENT_TYPE'] ?? '')) {
         return $_POST;
