@@ -4,14 +4,21 @@
 
 from __future__ import annotations
 
+import fnmatch
+import os
+
+from ansible.errors import AnsibleError
+from ansible.plugins.lookup import LookupBase
+from ansible_collections.socket_handoff.fleet.plugins.module_utils.source_tree import digest_of, pack
+
 DOCUMENTATION = r"""
 name: source_tree
 author: socket_handoff.fleet authors (@socket-handoff)
 version_added: 0.1.0
 short_description: Read a directory of sources on the controller as one parcel with a digest
 description:
-  - Reads every regular file below a directory whose name matches one of the patterns and returns the digest that names
-    this exact set of files, together with a parcel that the module M(socket_handoff.fleet.source_tree) writes on a host.
+  - Reads every regular file below a directory whose name matches one of the patterns and returns the digest that
+    names this exact set of files, together with a parcel that M(socket_handoff.fleet.source_tree) writes on a host.
   - The digest depends on relative paths and contents only, so the same checkout gives the same digest everywhere.
   - Hidden entries, C(__pycache__), C(tests) and C(build) directories below the start are left out.
 options:
@@ -51,14 +58,6 @@ _raw:
       type: str
 """
 
-import fnmatch
-import os
-
-from ansible.errors import AnsibleError
-from ansible.plugins.lookup import LookupBase
-
-from ansible_collections.socket_handoff.fleet.plugins.module_utils.source_tree import digest_of, pack
-
 SKIPPED = {"__pycache__", "tests", "build"}
 
 
@@ -80,9 +79,7 @@ class LookupModule(LookupBase):
             )
         files = {}
         for folder, subfolders, names in os.walk(root):
-            subfolders[:] = sorted(
-                name for name in subfolders if name not in SKIPPED and not name.startswith(".")
-            )
+            subfolders[:] = sorted(name for name in subfolders if name not in SKIPPED and not name.startswith("."))
             for name in sorted(names):
                 path = os.path.join(folder, name)
                 wanted = any(fnmatch.fnmatch(name, pattern) for pattern in patterns)

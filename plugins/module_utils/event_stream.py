@@ -46,7 +46,9 @@ class AnswerReader:
     def finish(self) -> None:
         """The peer has closed the connection. Raises BadStream unless the answer is complete."""
         if self._rest or self._data:
-            raise BadStream(f"the stream ends inside an event, after {self.events} whole ones: {(self._rest or self._data)!r}")
+            raise BadStream(
+                f"the stream ends inside an event, after {self.events} whole ones: {(self._rest or self._data)!r}"
+            )
         if not self.done:
             raise BadStream(f"the stream ends after {self.events} events without the final {DONE}")
 
@@ -84,8 +86,8 @@ class AnswerReader:
         try:
             content = json.loads(data)["content"]
         except (ValueError, TypeError, KeyError) as error:
-            raise BadStream(f"event {self.events + 1} carries no JSON object with \"content\": {data[:80]!r}") from error
+            raise BadStream(f'event {self.events + 1} carries no JSON object with "content": {data[:80]!r}') from error
         if not isinstance(content, str):
-            raise BadStream(f"event {self.events + 1}: \"content\" is not a string: {data[:80]!r}")
+            raise BadStream(f'event {self.events + 1}: "content" is not a string: {data[:80]!r}')
         self.events += 1
         self._text.append(content)

@@ -252,7 +252,7 @@ def judge(module, confdir):
 def judge_copy(module, entries):
     """Make the change in a copy of the configuration directory and ask Apache about it."""
     confdir = module.params["confdir"]
-    with tempfile.TemporaryDirectory(prefix="apache-config-", dir=module.tmpdir) as folder:
+    with tempfile.TemporaryDirectory(prefix="apache-config-") as folder:
         copy = os.path.join(folder, "apache2")
         shutil.copytree(confdir, copy, symlinks=True)
         candidates = [entry for entry in entries if entry.source is not None]
@@ -265,7 +265,7 @@ def judge_copy(module, entries):
                 for candidate in candidates:
                     text = text.replace(candidate.path.encode(), candidate.source.encode())
                 state = ("file", text, state[2])
-            path = copy + entry.path[len(confdir):]
+            path = copy + entry.path[len(confdir) :]
             os.makedirs(os.path.dirname(path), exist_ok=True)
             put(path, state)
         complaint = judge(module, copy)

@@ -115,14 +115,13 @@ import time
 from urllib.parse import quote, urlencode, urlsplit
 
 from ansible.module_utils.basic import AnsibleModule
-
 from ansible_collections.socket_handoff.fleet.plugins.module_utils.event_stream import AnswerReader, BadStream
 
 FORBIDDEN = ("x-socket-handoff", "x-handoff-data")
 
 ADVICE = {
     401: "The login did not take: does handoff_app_password match what the role installed?",
-    403: "Refused: see Apache's error log for the socket path and the SocketHandoffAllowedPrefix that did not permit it.",
+    403: "Refused: Apache's error log names the path and the SocketHandoffAllowedPrefix that did not permit it.",
     404: "No such page: is the virtual host enabled, and does another one answer for this name? See apache2ctl -S.",
     500: "See Apache's error log.",
     503: "The daemon could not be reached: systemctl status streaming-daemon.socket streaming-daemon.service.",
@@ -182,8 +181,9 @@ class FrontDoor:
             if name.lower() in FORBIDDEN:
                 connection.close()
                 raise ProbeFailed(
-                    f"{method} {path} answered {response.status} and shows the client the header {name}: {value[:120]!r}. "
-                    "mod_socket_handoff is not in this virtual host's way: is it loaded and SocketHandoffEnabled On?"
+                    f"{method} {path} answered {response.status} and shows the client the header {name}: "
+                    f"{value[:120]!r}. mod_socket_handoff is not in this virtual host's way: "
+                    "is it loaded and SocketHandoffEnabled On?"
                 )
             if name.lower() == "set-cookie":
                 key, separator, rest = value.partition("=")
@@ -227,7 +227,8 @@ class FrontDoor:
 def unexpected(method, path, status, expected, content):
     """Return the message for a status that was not expected."""
     advice = ADVICE.get(status, "See Apache's error log and journalctl -u streaming-daemon.")
-    return f"{method} {path} answered {status}, expected {expected}. {advice} The answer was: {content[:400].decode(errors='replace')!r}"
+    answer = content[:400].decode(errors="replace")
+    return f"{method} {path} answered {status}, expected {expected}. {advice} The answer was: {answer!r}"
 
 
 def read_stream(door, response, reader, started):
@@ -238,9 +239,13 @@ def read_stream(door, response, reader, started):
         try:
             chunk = response.read1(65536)
         except TimeoutError:
-            raise ProbeFailed(f"silence: not finished after {door.timeout:g} s, {reader.events} events so far") from None
+            raise ProbeFailed(
+                f"silence: not finished after {door.timeout:g} s, {reader.events} events so far"
+            ) from None
         except (OSError, http.client.HTTPException) as error:
-            raise ProbeFailed(f"the connection broke after {reader.events} events, {reader.bytes} bytes: {error}") from error
+            raise ProbeFailed(
+                f"the connection broke after {reader.events} events, {reader.bytes} bytes: {error}"
+            ) from error
         if not chunk:
             reader.finish()
             return first
@@ -267,10 +272,15 @@ def probe(params, door, reader):
     connection, response = door.ask(params["method"], path, body, headers)
     try:
         if response.status != 200:
-            raise ProbeFailed(unexpected(params["method"], params["stream_path"], response.status, 200, response.read(65536)))
+            raise ProbeFailed(
+                unexpected(params["method"], params["stream_path"], response.status, 200, response.read(65536))
+            )
         kind = response.getheader("Content-Type", "")
         if kind.partition(";")[0].strip().lower() != "text/event-stream":
-            raise ProbeFailed(f"the answer's Content-Type is {kind!r}, expected text/event-stream. Did the daemon answer, or the application?")
+            raise ProbeFailed(
+                f"the answer's Content-Type is {kind!r}, expected text/event-stream. "
+                "Did the daemon answer, or the application?"
+            )
         first = read_stream(door, response, reader, started)
     except OSError as error:
         raise ProbeFailed(f"the connection broke: {error}") from error
@@ -308,7 +318,9 @@ def main():
     )
     reader = AnswerReader()
     if module.check_mode:
-        module.exit_json(skipped=True, msg="A probe asks the backend for a real answer; check mode does not.", events=0, bytes=0)
+        module.exit_json(
+            skipped=True, msg="A probe asks the backend for a real answer; check mode does not.", events=0, bytes=0
+        )
     try:
         facts = probe(module.params, FrontDoor(module), reader)
     except (ProbeFailed, BadStream) as failure:

@@ -79,7 +79,6 @@ import shutil
 import tempfile
 
 from ansible.module_utils.basic import AnsibleModule
-
 from ansible_collections.socket_handoff.fleet.plugins.module_utils.source_tree import digest_of, unpack
 
 
@@ -185,7 +184,9 @@ def main():
                     os.unlink(os.path.join(dest, path))
                 write_file(manifest, (json.dumps(sorted(files), indent=1) + "\n").encode())
         except OSError as error:
-            module.fail_json(msg=f"source_tree: cannot write {dest}: {error}. Free space or mend permissions, then run again.")
+            module.fail_json(
+                msg=f"source_tree: cannot write {dest}: {error}. Free space or mend permissions, then run again."
+            )
 
     module.exit_json(
         changed=changed,

@@ -1,0 +1,241 @@
+"""Apache's files change together or not at all; Apache's place is taken by a script that judges a directory."""
+
+from __future__ import annotations
+
+import os
+import socket
+import textwrap
+from pathlib import Path
+
+import pytest
+
+# Refuses a directory whose enabled files say BROKEN, or name a module file that is not there, as Apache would.
+CONTROL = """\
+#!/bin/sh
+echo "$APACHE_CONFDIR" >> "{log}"
+if grep -Rhq BROKEN "$APACHE_CONFDIR"/mods-enabled/; then
+    echo "Syntax error on line 1 of $APACHE_CONFDIR/mods-enabled/x.conf" >&2; exit 1
+fi
+if [ -e "{stubborn}" ] && [ "$APACHE_CONFDIR" = "{confdir}" ]; then echo "only here I say no" >&2; exit 1; fi
+for module in $(sed -n 's/^LoadModule [a-z]* //p' "$APACHE_CONFDIR"/mods-enabled/*.load 2>/dev/null); do
+    [ -e "$module" ] || {{ echo "Cannot load $module" >&2; exit 1; }}
+done
+"""
+
+
+@pytest.fixture
+def host(tmp_path: Path) -> Path:
+    """A host's Apache, as far as the module sees it."""
+    for folder in ("mods-available", "mods-enabled", "sites-available", "sites-enabled"):
+        (tmp_path / "etc" / folder).mkdir(parents=True)
+    (tmp_path / "etc/sites-available/other.conf").write_text("somebody else's\n")
+    (tmp_path / "etc/sites-enabled/other.conf").symlink_to("../sites-available/other.conf")
+    control = tmp_path / "apache2ctl"
+    control.write_text(
+        CONTROL.format(log=tmp_path / "judged", stubborn=tmp_path / "stubborn", confdir=tmp_path / "etc")
+    )
+    control.chmod(0o755)
+    return tmp_path
+
+
+@pytest.fixture
+def change(run_module, host):
+    """Run the module against that host."""
+
+    def run(**arguments):
+        return run_module(
+            "apache_config",
+            name="test",
+            confdir=str(host / "etc"),
+            control=str(host / "apache2ctl"),
+            backup_dir=str(host / "backup"),
+            **arguments,
+        )
+
+    return run
+
+
+def files(content="good\n", **more):
+    return {
+        "files": [{"path": "mods-available/x.conf", "content": f"# socket_handoff.fleet\n{content}"}],
+        "links": [{"path": "mods-enabled/x.conf", "target": "../mods-available/x.conf"}],
+        **more,
+    }
+
+
+def snapshot(root: Path) -> dict[str, str]:
+    """Everything below a directory, links as links."""
+    return {
+        str(path.relative_to(root)): os.readlink(path) if path.is_symlink() else path.read_text()
+        for path in sorted(root.rglob("*"))
+        if path.is_symlink() or path.is_file()
+    }
+
+
+def test_files_and_links_are_made_and_a_second_run_changes_nothing(change, host):
+    report = change(**files())
+    assert report["changed"] is True and report["tested"] is True
+    assert [Path(path).name for path in report["changed_paths"]] == ["x.conf", "x.conf"]
+    assert (host / "etc/mods-enabled/x.conf").read_text() == "# socket_handoff.fleet\ngood\n"
+    assert (host / "etc/mods-available/x.conf").stat().st_mode & 0o777 == 0o644
+    assert change(**files())["changed"] is False
+
+
+def test_apache_judges_a_copy_before_any_real_file_is_touched(change, host):
+    change(**files())
+    first, *others = (host / "judged").read_text().split()
+    assert first != str(host / "etc")
+    assert others == [str(host / "etc")]
+    assert not Path(first).exists()
+
+
+def test_a_refused_configuration_leaves_every_byte_as_it_was(change, host):
+    change(**files())
+    before = snapshot(host / "etc")
+    report = change(**files("BROKEN\n"))
+    assert report["failed"] is True
+    assert "Apache refuses the new configuration; nothing was changed" in report["msg"]
+    assert f"line 1 of {host}/etc/mods-enabled/x.conf" in report["msg"], "the operator must see the path he knows"
+    assert snapshot(host / "etc") == before
+
+
+def test_a_configuration_refused_only_in_its_place_is_taken_back(change, host):
+    change(**files())
+    before = snapshot(host / "etc")
+    (host / "stubborn").touch()
+    report = change(**files("better\n"))
+    assert "was taken back" in report["msg"] and "only here I say no" in report["msg"]
+    assert snapshot(host / "etc") == before
+
+
+def test_a_configuration_that_was_broken_before_is_not_blamed_on_the_change(change, host):
+    (host / "etc/mods-enabled/old.conf").write_text("BROKEN\n")
+    assert "was broken before this change" in change(**files())["msg"]
+
+
+def test_a_write_that_fails_half_way_is_taken_back(change, host):
+    before = snapshot(host / "etc")
+    (host / "in-the-way").write_text("a file where a directory is needed")
+    arguments = files()
+    arguments["files"].append({"path": str(host / "in-the-way/module.so"), "content": "socket_handoff.fleet"})
+    report = change(**arguments)
+    assert report["failed"] is True
+    assert snapshot(host / "etc") == before
+
+
+def test_check_mode_says_the_same_and_touches_nothing(change, host):
+    before = snapshot(host)
+    predicted = change(check=True, **files())
+    assert {path: text for path, text in snapshot(host).items() if path != "judged"} == before
+    assert predicted["changed_paths"] == change(**files())["changed_paths"]
+
+
+def test_check_mode_reports_a_configuration_that_apache_would_refuse(change):
+    assert "Apache refuses" in change(check=True, **files("BROKEN\n"))["msg"]
+
+
+def test_check_mode_works_on_a_host_without_apache(run_module, tmp_path):
+    report = run_module(
+        "apache_config", check=True, name="test", confdir=str(tmp_path / "none"), control="/nonexistent", **files()
+    )
+    assert report["changed"] is True and report["tested"] is False
+
+
+def test_a_real_run_on_a_host_without_apache_says_so(run_module, tmp_path):
+    report = run_module("apache_config", name="test", confdir=str(tmp_path / "none"), control="/nonexistent", **files())
+    assert "Apache is not installed here" in report["msg"]
+
+
+def binary(host: Path, content: bytes) -> dict[str, object]:
+    (host / "built.so").write_bytes(content)
+    path = str(host / "modules/mod_x.so")
+    return {
+        "files": [
+            {"path": path, "source": str(host / "built.so")},
+            {"path": "mods-available/x.load", "content": f"# socket_handoff.fleet\nLoadModule x_module {path}\n"},
+        ],
+        "links": [{"path": "mods-enabled/x.load", "target": "../mods-available/x.load"}],
+    }
+
+
+def test_a_module_is_loaded_from_where_it_was_built_while_the_change_is_tested(change, host):
+    report = change(**binary(host, b"\x7fELF\xff"))
+    assert "failed" not in report, report
+    assert (host / "modules/mod_x.so").read_bytes() == b"\x7fELF\xff"
+    assert "sha256" in report["diff"][0]["after"]
+
+
+def test_a_replaced_module_is_a_new_file_and_the_mapped_one_stays_intact(change, host):
+    change(**binary(host, b"old"))
+    with (host / "modules/mod_x.so").open("rb") as mapped:
+        change(**binary(host, b"newer"))
+        assert mapped.read() == b"old"
+
+
+def test_the_last_change_can_be_undone_later(change, host):
+    change(**files("first\n"))
+    before = snapshot(host / "etc")
+    change(**files("second\n"), listen=[])
+    assert change(state="restored")["changed"] is True
+    assert snapshot(host / "etc") == before
+    assert change(state="restored")["changed"] is False, "there is one way back, not two"
+
+
+def test_undoing_a_first_change_removes_what_it_made(change, host):
+    before = snapshot(host / "etc")
+    change(**files())
+    change(state="restored")
+    assert snapshot(host / "etc") == before
+
+
+def test_somebody_elses_file_is_kept_for_ever(change, host):
+    theirs = host / "etc/mods-available/x.conf"
+    theirs.write_text("made by hand\n")
+    assert change(**files())["adopted"] == [str(theirs)]
+    change(**files("again\n"))
+    assert (host / "backup/foreign" / str(theirs).lstrip("/")).read_text() == "made by hand\n"
+
+
+def test_a_file_in_the_place_of_a_link_is_not_removed(change, host):
+    (host / "etc/mods-enabled/x.conf").write_text("made by hand\n")
+    assert "is a file where a2enmod and a2ensite make links" in change(**files())["msg"]
+    assert (host / "etc/mods-enabled/x.conf").read_text() == "made by hand\n"
+
+
+def test_an_absolute_link_to_the_same_file_is_left_alone(change, host):
+    change(**files())
+    link = host / "etc/mods-enabled/x.conf"
+    link.unlink()
+    link.symlink_to(host / "etc/mods-available/x.conf")
+    assert change(**files())["changed"] is False
+
+
+def test_a_link_is_removed_and_a_missing_one_is_no_change(change, host):
+    arguments = {"links": [{"path": "sites-enabled/other.conf", "state": "absent"}]}
+    assert change(**arguments)["changed"] is True
+    assert (host / "etc/sites-available/other.conf").exists()
+    assert change(**arguments)["changed"] is False
+
+
+def test_a_port_that_another_program_holds_is_refused_before_apache_stumbles_over_it(change, host):
+    before = snapshot(host / "etc")
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        report = change(**files(listen=[taken.getsockname()[1]]))
+    name = Path("/proc/self/comm").read_text().strip()
+    assert f"is held by {name}, not by Apache" in report["msg"]
+    assert snapshot(host / "etc") == before
+
+
+def test_restrictive_umasks_do_not_hide_files_from_apache(change, host):
+    before = os.umask(0o077)
+    try:
+        change(**binary(host, b"so"))
+    finally:
+        os.umask(before)
+    assert (host / "modules").stat().st_mode & 0o777 == 0o755
+
+
+def test_the_differences_show_text_before_and_after(change):
+    change(**files("old line\n"))
+    shown = change(**files("new line\n"))["diff"][0]
+    assert textwrap.dedent(shown["before"]).endswith("old line\n") and shown["after"].endswith("new line\n")

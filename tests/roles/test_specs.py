@@ -1,0 +1,367 @@
+"""Specs, defaults, tasks, templates and READMEs of the roles say the same; wrong input is refused by name.
+
+The negative cases are hosts of one inventory, so that one run of ansible-playbook tries them all; nothing is installed
+and no container is needed, because a role's entry point ``assert`` changes nothing.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+from generate_readme import ROLES, ROOT, spec_of
+
+PASSWORD = "correct horse"
+
+
+def texts(role: str, *folders: str) -> str:
+    """Everything a role's own YAML says in these folders."""
+    return "\n".join(
+        path.read_text() for folder in folders for path in sorted((ROOT / "roles" / role / folder).glob("*.yml"))
+    )
+
+
+def templates() -> list[Path]:
+    return sorted((ROOT / "templates").rglob("*.j2"))
+
+
+def names(role: str, text: str) -> set[str]:
+    """Public variables of a role that a text mentions."""
+    return set(re.findall(rf"(?<![\w./-]){role}_[a-z0-9_]+\b", text))
+
+
+@pytest.mark.parametrize("role", ROLES)
+def test_defaults_are_exactly_those_of_the_spec(role):
+    defaults = yaml.safe_load((ROOT / f"roles/{role}/defaults/main.yml").read_text())
+    documented = {
+        name: option["default"] for name, option in spec_of(role)["main"]["options"].items() if "default" in option
+    }
+    assert defaults == documented
+
+
+@pytest.mark.parametrize("role", ROLES)
+def test_every_documented_variable_is_used(role):
+    used = names(role, texts(role, "tasks", "vars", "handlers") + "".join(path.read_text() for path in templates()))
+    # The checks of numbers name their variables in a loop, by what follows the prefix.
+    assert set(spec_of(role)["main"]["options"]) - used == set()
+
+
+@pytest.mark.parametrize("role", ROLES)
+def test_every_used_variable_is_documented(role):
+    used = names(
+        role, texts(role, "tasks", "vars", "handlers", "defaults") + "".join(path.read_text() for path in templates())
+    )
+    assert used - set(spec_of(role)["main"]["options"]) == set()
+
+
+@pytest.mark.parametrize("role", ROLES)
+def test_every_private_variable_is_set_and_used(role):
+    tasks = texts(role, "tasks", "vars", "handlers")
+    mentioned = re.findall(rf"\b(__{role}_[a-z0-9_]+)\b", tasks + "".join(path.read_text() for path in templates()))
+    made = set(re.findall(rf"^\s*(__{role}_[a-z0-9_]+):", tasks, re.M)) | set(
+        re.findall(rf"register: (__{role}_\w+)", tasks)
+    )
+    assert set(mentioned) - made == set()
+    assert {name for name in made if mentioned.count(name) < 2} == set()
+
+
+@pytest.mark.parametrize("role", ROLES)
+def test_every_entry_point_that_is_used_has_a_spec_and_takes_the_same_variables(role):
+    specs = spec_of(role)
+    for playbook in (ROOT / "playbooks").glob("*.yml"):
+        text = playbook.read_text()
+        for entry in re.findall(rf"name: socket_handoff\.fleet\.{role}\n\s+tasks_from: (\w+)", text):
+            assert entry in specs, f"{playbook.name} enters {role} by {entry}"
+    for entry, spec in specs.items():
+        assert (ROOT / f"roles/{role}/tasks/{entry}.yml").is_file()
+        assert spec["options"] == specs["main"]["options"]
+
+
+@pytest.mark.parametrize("role", ROLES)
+def test_tags_stand_in_the_table_of_contents_only(role):
+    for path in (ROOT / f"roles/{role}/tasks").glob("*.yml"):
+        if path.name != "main.yml":
+            assert not re.search(r"^\s*tags:", path.read_text(), re.M), path
+    allowed = {"always", "install", "configure", "service", "verify"}
+    main = (ROOT / f"roles/{role}/tasks/main.yml").read_text()
+    assert set(re.findall(r"\w+", " ".join(re.findall(r"tags: \[(.*)\]", main)))) <= allowed
+    assert re.search(r"import_tasks: assert.yml\n\s+tags: \[always\]", main)
+
+
+@pytest.mark.parametrize("path", templates(), ids=lambda path: str(path.relative_to(ROOT / "templates")))
+def test_every_template_says_who_manages_the_file_and_whose_it_is(path):
+    head = path.read_text().splitlines()[:3]
+    assert any("ansible_managed | comment" in line for line in head)
+    assert any("Written by socket_handoff.fleet" in line for line in head)
+
+
+def test_readmes_are_what_the_specs_say():
+    done = subprocess.run(
+        [sys.executable, str(Path(__file__).with_name("generate_readme.py")), "--check"],
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert done.returncode == 0, done.stdout
+
+
+def backend(**more: Any) -> dict[str, Any]:
+    return {"streaming_daemon_backends": [{"name": "demo", "type": "demo"}, {"name": "llm", "type": "openai", **more}]}
+
+
+# role -> [(variables, what the message must hold)]; None stands for an input that has to pass.
+CASES: dict[str, list[tuple[dict[str, Any], list[str] | None]]] = {
+    "apache_handoff": [
+        ({}, None),
+        ({"apache_handoff_allowed_prefix": "/var/run/llm/"}, None),
+        ({"apache_handoff_allowed_prefix": "/run/a..b/c.sock", "apache_handoff_max_retries": 0}, None),
+        *[
+            (
+                {"apache_handoff_allowed_prefix": path},
+                ["apache_handoff_allowed_prefix is", json.dumps(path), "below /run", "Example: "],
+            )
+            for path in (
+                "/tmp/x.sock",
+                "/run",
+                "/run/",
+                "run/x",
+                "/run/../etc/x",
+                "/run/./x",
+                "/run//x",
+                "/runx/y",
+                "/run/a b",
+                "/run/x\ny",
+                "/run/x\n",
+            )
+        ],
+        (
+            {"apache_handoff_connect_timeout_ms": 0},
+            ["apache_handoff_connect_timeout_ms is 0", "1 to 10000", "Example: 150"],
+        ),
+        ({"apache_handoff_send_timeout_ms": 10001}, ["apache_handoff_send_timeout_ms is 10001", "1 to 10000"]),
+        ({"apache_handoff_max_retries": 11}, ["apache_handoff_max_retries is 11", "0 to 10"]),
+        ({"apache_handoff_max_retries": "many"}, ["apache_handoff_max_retries", "many"]),
+        ({"apache_handoff_mpm": "itk"}, ["apache_handoff_mpm", "keep, event, worker, prefork", "itk"]),
+        ({"apache_handoff_enabled": "perhaps"}, ["apache_handoff_enabled", "perhaps"]),
+        ({"apache_handoff_install_packages": "perhaps"}, ["apache_handoff_install_packages", "perhaps"]),
+        ({"apache_handoff_apxs": "apxs"}, ['apache_handoff_apxs is "apxs"', "absolute path", "Example: /usr/bin/apxs"]),
+        (
+            {"apache_handoff_allowed_prefixes": "/run/x"},
+            ["does not know apache_handoff_allowed_prefixes", "apache_handoff_allowed_prefix,"],
+        ),
+        (
+            {"case_release": "11"},
+            ["is Debian 11", "Debian 12 (bookworm) and Debian 13 (trixie)", "Nothing was changed"],
+        ),
+        ({"case_distribution": "Ubuntu", "case_release": "24"}, ["is Ubuntu 24", "--limit"]),
+        ({"case_service_mgr": "sysvinit"}, ["under sysvinit", "systemd"]),
+    ],
+    "streaming_daemon": [
+        ({}, None),
+        (
+            {"streaming_daemon_workers": 0, "streaming_daemon_heartbeat": 0, "streaming_daemon_drain_timeout": 86400},
+            None,
+        ),
+        (
+            {
+                **backend(base_url="http://[::1]:8000/v1", model="a/b:c", api_key_credential="key", idle_timeout=0.1),
+                "streaming_daemon_credentials": {"key": "s3cr3t"},
+                "streaming_daemon_backend": "llm",
+            },
+            None,
+        ),
+        (
+            {"streaming_daemon_socket": "/tmp/x.sock"},
+            ['streaming_daemon_socket is "/tmp/x.sock"', "below /run", "Example: "],
+        ),
+        ({"streaming_daemon_socket": "/run/" + "x" * 103}, ["streaming_daemon_socket is", "107 bytes"]),
+        (
+            {"streaming_daemon_socket_group": "www data"},
+            ["streaming_daemon_socket_group is", "www data", "Example: www-data"],
+        ),
+        ({"streaming_daemon_workers": 65}, ["streaming_daemon_workers is 65", "whole number", "0 to 64"]),
+        ({"streaming_daemon_workers": -1}, ["streaming_daemon_workers is -1"]),
+        ({"streaming_daemon_max_streams": 0}, ["streaming_daemon_max_streams is 0", "1 to 1000000"]),
+        ({"streaming_daemon_handoff_timeout": 0}, ["streaming_daemon_handoff_timeout is 0", "0.1 to 60"]),
+        ({"streaming_daemon_write_timeout": 3601}, ["streaming_daemon_write_timeout is 3601", "0.1 to 3600"]),
+        ({"streaming_daemon_linger_timeout": 61}, ["streaming_daemon_linger_timeout is 61", "0 to 60"]),
+        ({"streaming_daemon_drain_timeout": 86401}, ["streaming_daemon_drain_timeout is 86401"]),
+        ({"streaming_daemon_heartbeat": "often"}, ["streaming_daemon_heartbeat", "unable to convert to float"]),
+        ({"streaming_daemon_keep_releases": 1}, ["streaming_daemon_keep_releases is 1", "2 to 100"]),
+        ({"streaming_daemon_log_level": "loud"}, ["streaming_daemon_log_level", "debug, info, warning, error", "loud"]),
+        ({"streaming_daemon_install_packages": "perhaps"}, ["streaming_daemon_install_packages", "perhaps"]),
+        ({"streaming_daemon_backend": "claude"}, ['streaming_daemon_backend is "claude"', "demo", "Example: demo"]),
+        ({"streaming_daemon_backends": []}, ["at least one backend"]),
+        ({"streaming_daemon_backends": [{"name": "demo", "type": "demo"}] * 2}, ["a name of its own"]),
+        (
+            {"streaming_daemon_backends": [{"name": "de mo", "type": "demo"}], "streaming_daemon_backend": "de mo"},
+            ["de mo", "Example: "],
+        ),
+        ({"streaming_daemon_backends": [{"name": "demo", "type": "telepathy"}]}, ["telepathy", "demo, openai"]),
+        ({"streaming_daemon_backends": [{"name": "demo"}]}, ["type", "streaming_daemon_backends"]),
+        (
+            {"streaming_daemon_backends": [{"name": "demo", "type": "demo", "pace": 3}]},
+            ["pace", "streaming_daemon_backends"],
+        ),
+        (
+            {"streaming_daemon_backends": [{"name": "demo", "type": "demo", "model": "x"}]},
+            ["allowed for type demo are name, type, tokens_per_second"],
+        ),
+        (
+            {"streaming_daemon_backends": [{"name": "demo", "type": "demo", "tokens_per_second": 0}]},
+            ["tokens_per_second from 0.1 to 10000"],
+        ),
+        (backend(base_url="ftp://example.com"), ["ftp://example.com", "https://api.example.com/v1"]),
+        (backend(base_url="https://user:pw@example.com/v1"), ["without user or query"]),
+        (backend(model="two words"), ["two words", "model a name"]),
+        (backend(connect_timeout=301), ["connect_timeout from 0.1 to 300"]),
+        (backend(first_event_timeout=0), ["first_event_timeout"]),
+        (backend(idle_timeout=3601), ["idle_timeout"]),
+        (
+            backend(api_key_credential="missing_key"),
+            ["missing_key", "a key of streaming_daemon_credentials", "none given"],
+        ),
+        ({"streaming_daemon_credentials": {"a/b": "s3cr3t"}}, ["a/b", "Values are not shown", "!s3cr3t"]),
+        ({"streaming_daemon_credentials": {"key": "s3cr3t\nsecond line"}}, ["which key is not", "!s3cr3t"]),
+        ({"streaming_daemon_credentials": {"key": ""}}, ["which key is not"]),
+        ({"streaming_daemon_worker": 2}, ["does not know streaming_daemon_worker.", "streaming_daemon_workers"]),
+        ({"case_release": "14"}, ["is Debian 14", "Nothing was changed"]),
+    ],
+    "handoff_app": [
+        ({"handoff_app_password": PASSWORD}, None),
+        ({"handoff_app_password": PASSWORD, "handoff_app_php": "mod_php", "apache_handoff_mpm": "prefork"}, None),
+        ({}, ["handoff_app_password is not set", "8 to 72", "Example: handoff_app_password:"]),
+        ({"handoff_app_password": ""}, ["handoff_app_password is not set"]),
+        (
+            {"handoff_app_password": "s3cr3t"},
+            ["handoff_app_password is set, but not usable (it is not shown)", "!s3cr3t"],
+        ),
+        ({"handoff_app_password": "s3cr3t\n12345678"}, ["on one line", "!s3cr3t"]),
+        *[
+            ({"handoff_app_password": PASSWORD, **variables}, message)
+            for variables, message in (
+                ({"handoff_app_php": "cgi"}, ["handoff_app_php", "fpm, mod_php", "cgi"]),
+                ({"handoff_app_php": "mod_php"}, ["apache_handoff_mpm is keep", "apache_handoff_mpm: prefork"]),
+                ({"handoff_app_php": "mod_php", "apache_handoff_mpm": "event"}, ["apache_handoff_mpm is event"]),
+                ({"handoff_app_port": 0}, ["handoff_app_port is 0", "1 to 65535"]),
+                ({"handoff_app_port": 65536}, ["handoff_app_port is 65536"]),
+                (
+                    {"handoff_app_server_name": "chat.example.com; evil"},
+                    ["chat.example.com; evil", "Example: chat.example.com"],
+                ),
+                ({"handoff_app_server_aliases": ["good.example.com", "-bad"]}, ["-bad"]),
+                (
+                    {"handoff_app_disable_default_site": "maybe"},
+                    ["handoff_app_disable_default_site", "auto, always, never", "maybe"],
+                ),
+                ({"handoff_app_socket": "/tmp/x.sock"}, ['handoff_app_socket is "/tmp/x.sock"', "Example: "]),
+                ({"handoff_app_user": "o'brien"}, ["handoff_app_user is", "Example: demo"]),
+                ({"handoff_app_install_packages": "perhaps"}, ["handoff_app_install_packages", "perhaps"]),
+                ({"handoff_app_probe_timeout": "soon"}, ["handoff_app_probe_timeout", "unable to convert to float"]),
+                ({"handoff_app_passwort": "x"}, ["does not know handoff_app_passwort", "handoff_app_password"]),
+                ({"case_release": "11"}, ["is Debian 11"]),
+            )
+        ],
+    ],
+}
+NUMBERED = [(role, number, *case) for role in CASES for number, case in enumerate(CASES[role])]
+
+PLAY = """\
+- hosts: {role}
+  gather_facts: false
+  tasks:
+    # Instead of asking this machine, which may be anything: Debian 12 under systemd unless the case says otherwise.
+    - ansible.builtin.set_fact:
+        distribution: "{{{{ case_distribution | default('Debian') }}}}"
+        distribution_major_version: "{{{{ case_release | default('12') }}}}"
+        service_mgr: "{{{{ case_service_mgr | default('systemd') }}}}"
+        cacheable: true
+    - block:
+        - ansible.builtin.import_role:
+            name: socket_handoff.fleet.{role}
+            tasks_from: assert
+        - ansible.builtin.set_fact:
+            case_answer: null
+      rescue:
+        - ansible.builtin.set_fact:
+            case_answer: "{{{{ ansible_failed_result }}}}"
+"""
+GATHER = """\
+- hosts: localhost
+  gather_facts: false
+  tasks:
+    - ansible.builtin.copy:
+        content: "{{ dict(groups['all'] | zip(groups['all'] | map('extract', hostvars, 'case_answer'))) | to_json }}"
+        dest: "{{ case_out }}"
+        mode: '0600'
+"""
+
+
+@pytest.fixture(scope="module")
+def answers(tmp_path_factory: pytest.TempPathFactory) -> dict[str, dict[str, Any] | None]:
+    """Try every case at once; return what each role had to say, None where it was content."""
+    work = tmp_path_factory.mktemp("negative")
+    out = work / "answers.json"
+    inventory = {
+        role: {"hosts": {f"{role}_{number}": variables for number, (variables, _) in enumerate(cases)}}
+        for role, cases in CASES.items()
+    }
+    (work / "hosts.yml").write_text(yaml.safe_dump(inventory))
+    (work / "play.yml").write_text("".join(PLAY.format(role=role) for role in CASES) + GATHER)
+    done = subprocess.run(
+        ["ansible-playbook", "-i", work / "hosts.yml", "-c", "local", "-e", f"case_out={out}", work / "play.yml"],
+        cwd=ROOT,
+        env={
+            **os.environ,
+            "PATH": f"{Path(sys.executable).parent}:{os.environ['PATH']}",
+            "ANSIBLE_CONFIG": str(ROOT / "ansible.cfg"),
+            "ANSIBLE_PYTHON_INTERPRETER": sys.executable,
+        },
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert out.exists(), done.stdout[-4000:] + done.stderr[-2000:]
+    found: dict[str, dict[str, Any] | None] = json.loads(out.read_text())
+    return found
+
+
+def sentences(answer: dict[str, Any]) -> str:
+    """Everything an operator would read of a failure: its own message, or those of the failed items of a loop."""
+    failed = [item for item in answer.get("results", []) if item.get("failed")] or [answer]
+    said = " ".join(f"{item['msg']} {' '.join(item.get('argument_errors', []))}" for item in failed)
+    return " ".join(said.split())
+
+
+@pytest.mark.parametrize(("role", "number", "variables", "wanted"), NUMBERED, ids=lambda value: str(value)[:60])
+def test_wrong_input_is_refused_by_name_and_right_input_passes(answers, role, number, variables, wanted):
+    answer = answers[f"{role}_{number}"]
+    if wanted is None:
+        assert answer is None
+        return
+    assert answer is not None, "should have been refused"
+    said = sentences(answer)
+    for part in wanted:
+        if part.startswith("!"):
+            assert part[1:] not in json.dumps(answer)
+        else:
+            assert part in said
+
+
+def constrained(role: str) -> set[str]:
+    """Variables that not every value of their type suits, or that have a type at all that a text can miss."""
+    free = {"handoff_app_probe_prompt", "handoff_app_probe_tokens", "handoff_app_probe_url"}
+    return set(spec_of(role)["main"]["options"]) - free
+
+
+@pytest.mark.parametrize("role", ROLES)
+def test_every_constrained_variable_has_a_case_that_is_refused(role):
+    tried = {name for variables, wanted in CASES[role] if wanted is not None for name in variables}
+    assert constrained(role) - tried == set()
