@@ -38,6 +38,7 @@ APLOG_USE_MODULE(socket_handoff);
 typedef enum {
     STATE_DECIDE,                 /* nothing of the response seen yet                             */
     STATE_COLLECT,                /* throwing the body away until EOS                             */
+    STATE_ACT,                    /* at EOS, with our own calls into httpd under way              */
     STATE_DONE                    /* handed off or answered; throwing everything away             */
 } take_state;
 
@@ -202,7 +203,7 @@ static int refuse_path(request_rec *r, take_ctx *ctx)
 
 /* Reads what is left of the request body. Non-blocking reads and poll, because a blocking read can
  * be stretched far beyond any timeout by a client that sends a chunk header byte by byte. */
-static int drain_request_body(request_rec *r)
+static int drain_request_body(request_rec *r, const take_ctx *ctx)
 {
     apr_time_t deadline = apr_time_now() + DRAIN_MAX_TIME;
     apr_bucket_brigade *bb;
@@ -218,7 +219,12 @@ static int drain_request_body(request_rec *r)
         apr_status_t rv = ap_get_brigade(r->proto_input_filters, bb, AP_MODE_READBYTES,
                                          APR_NONBLOCK_READ, HUGE_STRING_LEN);
 
-        if (APR_STATUS_IS_EAGAIN(rv) || (rv == APR_SUCCESS && APR_BRIGADE_EMPTY(bb))) {
+        if (ctx->error != 0) {
+            /* The input filters answer some errors by themselves: they send an error bucket down
+             * the output filters, of which ours is the first, and report success or the end. */
+            status = ctx->error;
+        }
+        else if (APR_STATUS_IS_EAGAIN(rv) || (rv == APR_SUCCESS && APR_BRIGADE_EMPTY(bb))) {
             apr_interval_time_t left = deadline - apr_time_now();
             apr_pollfd_t pfd = { .p = r->pool, .desc_type = APR_POLL_SOCKET,
                                  .reqevents = APR_POLLIN };
@@ -390,7 +396,7 @@ static int hand_off(request_rec *r, take_ctx *ctx)
     apr_status_t rv;
     int status;
 
-    status = drain_request_body(r);
+    status = drain_request_body(r, ctx);
     if (status == 0) {
         status = flush_connection(r);
     }
@@ -478,12 +484,13 @@ static void finish(request_rec *r, take_ctx *ctx)
 
     if (status > 0) {
         answer_error(r, status);
+        return;
     }
-    else {
-        /* FastCGI counts what the application wrote; none of it went to the client. */
-        r->bytes_sent = 0;
+    if (status == CLIENT_GONE) {
         r->connection->keepalive = AP_CONN_CLOSE;
     }
+    /* For the access log: whatever a handler counted, none of it went to the client. */
+    r->bytes_sent = 0;
 }
 
 /* --- the filters ------------------------------------------------------------------------------ */
@@ -554,8 +561,10 @@ static int collect(request_rec *r, take_ctx *ctx, apr_bucket_brigade *bb)
             }
         }
         if (failed != 0 && ctx->error == 0) {
-            ap_log_rerror(APLOG_MARK, APLOG_INFO, 0, r, "the application asked for a handoff to %s "
-                          "and then failed; the client is answered with %d", ctx->path, failed);
+            ap_log_rerror(APLOG_MARK, APLOG_INFO, 0, r, "the %s failed after a handoff to %s was "
+                          "asked for; the client is answered with %d",
+                          ctx->state == STATE_COLLECT ? "application" : "request's body",
+                          ctx->path, failed);
             set_result(r, "application-failed");
             ctx->error = failed;
         }
@@ -581,9 +590,13 @@ static apr_status_t take_filter(ap_filter_t *f, apr_bucket_brigade *bb)
     }
     if (ctx->state == STATE_COLLECT) {
         if (collect(r, ctx, bb)) {
-            ctx->state = STATE_DONE;
+            ctx->state = STATE_ACT;
             finish(r, ctx);
+            ctx->state = STATE_DONE;
         }
+    }
+    else if (ctx->state == STATE_ACT) {
+        collect(r, ctx, bb);
     }
     else {
         apr_brigade_cleanup(bb);

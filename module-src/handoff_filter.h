@@ -13,12 +13,12 @@
  *            first brigade, no header,
  *            or asked by one who may not      take leaves the chain; the response goes on as usual
  *   DECIDE ──────────────────────────────▶ (gone)
- *      │     asked and permitted,                                   EOS
+ *      │     asked and permitted,                              EOS
  *      │     or asked and refused
- *      └──────────────────────────────▶ COLLECT ──────────────────────────────────────▶ DONE
- *                                       body thrown away,         hand off, or answer with the
- *                                       handler runs to its end   error; whatever comes later
- *                                                                 is thrown away
+ *      └──────────────────────────────▶ COLLECT ──────────────────▶ ACT ─────────────────▶ DONE
+ *                                       body thrown away,           hand off, or answer   whatever
+ *                                       handler runs to its end     with the error        comes is
+ *                                                                                         dropped
  *
  * Acting at EOS and not at the first byte means that the handler is finished: PHP has closed its
  * session, FastCGI its connection, and nobody reads or writes the client any more.

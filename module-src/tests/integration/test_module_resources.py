@@ -1,0 +1,94 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Nothing is used up: descriptors and memory stay flat, and a handoff costs nothing elsewhere."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+import pytest
+
+from handoff_httpd import WORKERS, ErrorLog, Httpd, wait_until
+from handoff_standin import Client, Daemon, fetch, response
+
+Uri = Callable[..., str]
+
+
+def hand_off_many(httpd: Httpd, request: str, count: int) -> None:
+    def one(number: int) -> None:
+        with Client(httpd.port("main")) as client:
+            assert client.get(request).rest() == response(b"data: x\n\n")
+
+    with ThreadPoolExecutor(WORKERS) as pool:
+        list(pool.map(one, range(count)))
+
+
+def test_a_thousand_handoffs_leave_descriptors_and_memory_as_they_were(
+    httpd: Httpd, answering: Daemon, uri: Uri
+) -> None:
+    children = httpd.children()
+    hand_off_many(httpd, uri(d="x"), 200)
+    wait_until(lambda: httpd.descriptors() == httpd.descriptors(), "the server is quiet")
+    descriptors, memory = httpd.descriptors(), httpd.resident_kib()
+    hand_off_many(httpd, uri(d="x"), 1000)
+    wait_until(lambda: httpd.descriptors() <= descriptors,
+               f"back to {descriptors} descriptors")
+    assert httpd.resident_kib() - memory < 2048
+    assert httpd.children() == children, "no child died"
+
+
+def test_failed_handoffs_leak_no_descriptor(
+    httpd: Httpd, uri: Uri, log: ErrorLog, run_dir: Path
+) -> None:
+    link = run_dir / "ok" / "link.sock"
+    link.symlink_to("d.sock")
+    try:
+        fetch(httpd.port("main"), f"/t?t={link}")
+        before = httpd.descriptors()
+        for _ in range(100):
+            assert fetch(httpd.port("main"), f"/t?t={link}").status == 403
+        wait_until(lambda: httpd.descriptors() <= before, f"back to {before} descriptors")
+    finally:
+        link.unlink()
+    log.expect("a symlink lies on the way", times=101)
+
+
+def test_the_client_is_closed_in_apache_while_the_stream_runs(
+    httpd: Httpd, daemon: Daemon, uri: Uri
+) -> None:
+    """The FIN is the daemon's alone: no child keeps a copy of the client's socket."""
+    with Client(httpd.port("main")) as client:
+        client.get(uri(d="x"))
+        handoff = daemon.next()
+        inode = Path(f"/proc/self/fd/{handoff.client.fileno()}").readlink()
+
+        def held() -> list[Path]:
+            links = []
+            for pid in httpd.children():
+                for fd in Path(f"/proc/{pid}/fd").iterdir():
+                    try:
+                        links.append(fd.readlink())
+                    except FileNotFoundError:
+                        pass
+            return [link for link in links if link == inode]
+
+        wait_until(lambda: not held(), "Apache has no copy of the client")
+        handoff.finish(response(b"bye"))
+        assert client.rest() == response(b"bye")
+
+
+@pytest.mark.parametrize("method", ["GET", "POST"])
+def test_a_daemon_that_keeps_the_client_open_does_not_hold_the_worker(
+    httpd: Httpd, daemon: Daemon, uri: Uri, method: str
+) -> None:
+    clients = []
+    for _ in range(WORKERS + 1):
+        client = Client(httpd.port("main"))
+        clients.append(client)
+        client.get(uri(d="x"), "Content-Length: 4", method=method).send(b"body")
+    handoffs = [daemon.next() for _ in clients]
+    assert fetch(httpd.port("main"), "/plain.html").status == 200
+    for handoff, client in zip(handoffs, clients, strict=True):
+        handoff.finish()
+        client.sock.close()
