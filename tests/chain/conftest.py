@@ -96,7 +96,7 @@ def pytest_runtest_makereport(item: pytest.Item) -> Iterator[None]:
     if report.failed and host is not None:
         for title, command in (
             ("journal", "journalctl --no-pager -n 40 -u streaming-daemon.socket -u streaming-daemon.service"),
-            ("Apache's error log", "tail -n 30 /var/log/apache2/error.log"),
+            ("Apache's error log", "tail -n 20 /var/log/apache2/error.log /var/log/apache2/handoff-app-error.log"),
         ):
             report.sections.append((f"{title} of {host.backend.hostname}", host.run(command).stdout))
 

@@ -90,10 +90,25 @@ class Connection:
         assert separator, f"no complete response head; {self.end}; got {bytes(self.raw[:2000])!r}"
         status_line, *lines = head.decode("latin-1").split("\r\n")
         headers = [(name, value.strip()) for name, _, value in (line.partition(":") for line in lines)]
+        if ("transfer-encoding", "chunked") in ((name.lower(), value.lower()) for name, value in headers):
+            body = b"".join(chunks(body))
         return Answer(int(status_line.split()[1]), headers, body, self.end or "open", time.monotonic() - self.began)
 
     def close(self) -> None:
         self.socket.close()
+
+
+def chunks(body: bytes) -> Iterator[bytes]:
+    """The chunks of a chunked body (RFC 9112 section 7.1); ValueError when it is not complete."""
+    while True:
+        size, separator, rest = body.partition(b"\r\n")
+        length = int(size.split(b";")[0], 16)
+        if not separator or len(rest) < length + 2:
+            raise ValueError(f"the chunked body is cut off: {body[-200:]!r}")
+        if length == 0:
+            return
+        yield rest[:length]
+        body = rest[length + 2 :]
 
 
 @dataclass(slots=True)

@@ -72,6 +72,7 @@ def test_the_socket_belongs_to_systemd_and_apache_alone_may_connect(host: Host) 
 
 def test_the_module_is_loaded_and_configured(host: Host) -> None:
     assert "socket_handoff_module" in host.check_output("apache2ctl -M")
+    assert host.file("/usr/lib/apache2/modules/mod_socket_handoff.so").exists
     assert host.run("apache2ctl configtest").rc == 0
 
 

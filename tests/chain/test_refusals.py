@@ -21,7 +21,7 @@ OUTSIDE = [
 
 
 def error_log(host: Host) -> list[str]:
-    return list(host.check_output("cat /var/log/apache2/error.log").splitlines())
+    return list(host.check_output("cat /var/log/apache2/error.log /var/log/apache2/handoff-app-error.log").splitlines())
 
 
 def refused_with(host: Host, hand_off: HandOff, target: str, status: int) -> Answer:

@@ -114,5 +114,5 @@ def test_each_stream_leaves_one_line_in_the_journal(session: Session, host: Host
     before = host.check_output("date +%s")
     assert_complete(session.open_stream(marker, tokens=7, pace=1000).read_to_end(), 7)
     lines = host.check_output(f"journalctl -u streaming-daemon --since=@{before} -o cat").splitlines()
-    assert len([line for line in lines if "done" in line]) == 1, lines
+    assert len([line for line in lines if "outcome=done" in line and "events=7 " in line]) == 1, lines
     assert marker not in "\n".join(lines)
