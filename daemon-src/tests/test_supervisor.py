@@ -19,7 +19,7 @@ from daemon_harness import KINDS, SOURCE, Client, Daemon, shaped, wait_for
 DEAD = "\nraise RuntimeError('a broken release')\n"
 
 
-def streams(daemon: Daemon, count: int = 5, tokens: int = 50, pace: float = 50) -> list[Client]:
+def streams(daemon: Daemon, count: int = 5, tokens: int = 30, pace: float = 50) -> list[Client]:
     """Running streams, each past its first event."""
     clients = [daemon.hand(shaped(tokens, pace)) for _ in range(count)]
     for client in clients:
@@ -27,7 +27,7 @@ def streams(daemon: Daemon, count: int = 5, tokens: int = 50, pace: float = 50) 
     return clients
 
 
-def assert_whole(clients: list[Client], tokens: int = 50) -> None:
+def assert_whole(clients: list[Client], tokens: int = 30) -> None:
     for client in clients:
         response = client.finish()
         assert response.complete
@@ -176,7 +176,7 @@ def test_a_handoff_under_way_when_the_stop_comes_is_served(make_daemon: MakeDaem
 
 
 def test_streams_beyond_the_drain_timeout_are_told(make_daemon: MakeDaemon) -> None:
-    daemon = make_daemon("[server]\ndrain_timeout = 0.5\nlinger_timeout = 0.5").start()
+    daemon = make_daemon("[server]\ndrain_timeout = 0.3\nlinger_timeout = 0.2").start()
     clients = streams(daemon, 3, 1000, 20)
     stuck = daemon.hand(shaped(100_000))
     daemon.signal(signal.SIGTERM)
@@ -204,7 +204,7 @@ def test_sigint_ends_the_streams_now_and_waits_for_the_workers(make_daemon: Make
 def test_a_reload_takes_the_new_release_and_loses_no_stream(released: Daemon, releases: Path) -> None:
     old = released.workers()
     assert len(old) == 2
-    clients = streams(released, 10)
+    clients = streams(released, 10, 50)
     switch(releases, "two")
     (releases / "two/streaming_daemon/hello").touch()
     done = released.reload()
@@ -213,7 +213,7 @@ def test_a_reload_takes_the_new_release_and_loses_no_stream(released: Daemon, re
     assert len(new) == 2
     assert {os.readlink(f"/proc/{pid}/cwd") for pid in new} == {f"{releases}/two"}
     assert released.ask(shaped(3)).complete
-    assert_whole(clients)
+    assert_whole(clients, 50)
     wait_for(lambda: released.workers() == new, "old workers to leave")
     assert released.notified[-1]["READY"] == "1"
 
