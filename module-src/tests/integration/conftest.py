@@ -9,11 +9,10 @@ from __future__ import annotations
 import shutil
 import subprocess
 import tempfile
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Generator, Iterator
 from pathlib import Path
 
 import pytest
-
 from handoff_httpd import MPM, ROOM, ErrorLog, Httpd, writable_run
 from handoff_standin import Daemon, answer_ok
 
@@ -22,11 +21,27 @@ def _config(httpd: Httpd) -> str:
     """The virtual hosts, one per kind of connection. What a test needs of them is said there."""
     root, run = httpd.root, httpd.run
     port = httpd.port
-    handler = "<LocationMatch ^/(t|off|deflate|always|page|loop|text)$>\nSetHandler handoff-test\n" \
-              "</LocationMatch>\n"
-    modules = ["deflate", "filter", "headers", "include", "remoteip", "reqtimeout", "status",
-               "dumpio", "asis", "proxy", "proxy_http", "proxy_fcgi", "proxy_balancer",
-               "lbmethod_byrequests", "slotmem_shm", "socache_shmcb", "ssl", "rewrite"]
+    handler = "<LocationMatch ^/(t|off|deflate|always|page|loop|text)$>\nSetHandler handoff-test\n</LocationMatch>\n"
+    modules = [
+        "deflate",
+        "filter",
+        "headers",
+        "include",
+        "remoteip",
+        "reqtimeout",
+        "status",
+        "dumpio",
+        "asis",
+        "proxy",
+        "proxy_http",
+        "proxy_fcgi",
+        "proxy_balancer",
+        "lbmethod_byrequests",
+        "slotmem_shm",
+        "socache_shmcb",
+        "ssl",
+        "rewrite",
+    ]
     if httpd.mpm != "prefork":
         modules.append("http2")
     return f"""
@@ -107,8 +122,12 @@ Listen 127.0.0.1:{port("dumpio")}
 Listen 127.0.0.1:{port("narrow")}
 <VirtualHost 127.0.0.1:{port("narrow")}>
     SocketHandoffAllowedPrefix {run}/ok/only.sock
-    SocketHandoffConnectTimeoutMs 60
-    SocketHandoffMaxRetries 0
+</VirtualHost>
+
+Listen 127.0.0.1:{port("patient")}
+<VirtualHost 127.0.0.1:{port("patient")}>
+    SocketHandoffConnectTimeoutMs 5000
+    SocketHandoffMaxRetries 10
 </VirtualHost>
 """
 
@@ -120,9 +139,7 @@ def _make_site(httpd: Httpd) -> None:
     (htdocs / "refused.html").write_text("refused page\n")
     (htdocs / "big.bin").write_bytes(bytes(range(256)) * 12_000)
     target = f"{httpd.run}/ok/d.sock"
-    (htdocs / "page.shtml").write_text(
-        f'before <!--#include virtual="/t?t={target}&d=included&body=3" --> after\n'
-    )
+    (htdocs / "page.shtml").write_text(f'before <!--#include virtual="/t?t={target}&d=included&body=3" --> after\n')
     for name in ("owner", "enabling", "asis"):
         (htdocs / name).mkdir()
         (htdocs / name / "file.txt").write_text("static\n")
@@ -135,20 +152,33 @@ def _make_site(httpd: Httpd) -> None:
         f"Status: 200 OK\nX-Socket-Handoff: {target}\nContent-Type: text/plain\n\nas it is\n"
     )
     subprocess.run(
-        ["openssl", "req", "-x509", "-newkey", "ec", "-pkeyopt", "ec_paramgen_curve:prime256v1",
-         "-nodes", "-days", "2", "-subj", "/CN=localhost",
-         "-keyout", str(httpd.root / "conf/server.key"),
-         "-out", str(httpd.root / "conf/server.pem")],
-        check=True, capture_output=True,
+        [
+            "openssl",
+            "req",
+            "-x509",
+            "-newkey",
+            "ec",
+            "-pkeyopt",
+            "ec_paramgen_curve:prime256v1",
+            "-nodes",
+            "-days",
+            "2",
+            "-subj",
+            "/CN=localhost",
+            "-keyout",
+            str(httpd.root / "conf/server.key"),
+            "-out",
+            str(httpd.root / "conf/server.pem"),
+        ],
+        check=True,
+        capture_output=True,
     )
 
 
 @pytest.fixture(scope="session", autouse=True)
 def built() -> None:
     """The module and its test handler, compiled from what lies here now."""
-    subprocess.run(
-        ["make", "-s", "-C", str(ROOM), "all", "build/mod_handoff_test.so"], check=True
-    )
+    subprocess.run(["make", "-s", "-C", str(ROOM), "all", "build/mod_handoff_test.so"], check=True)
 
 
 @pytest.fixture(scope="session")
@@ -197,7 +227,7 @@ def clean_error_log(request: pytest.FixtureRequest) -> Iterator[None]:
 @pytest.hookimpl(wrapper=True)
 def pytest_runtest_makereport(
     item: pytest.Item, call: pytest.CallInfo[None]
-) -> Iterator[None]:
+) -> Generator[None, pytest.TestReport, pytest.TestReport]:
     """A failure shows what the server said meanwhile."""
     report = yield
     server = getattr(item, "funcargs", {}).get("httpd")

@@ -15,7 +15,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from handoff_standin import PATIENCE
+from handoff_standin import PATIENCE, fetch
 
 ROOM = Path(__file__).resolve().parents[2]
 BUILD = ROOM / "build"
@@ -44,9 +44,7 @@ def free_port() -> int:
 
 def apxs(name: str) -> str:
     tool = os.environ.get("APXS", "apxs")
-    return subprocess.run(
-        [tool, "-q", name], check=True, capture_output=True, text=True
-    ).stdout.strip()
+    return subprocess.run([tool, "-q", name], check=True, capture_output=True, text=True).stdout.strip()
 
 
 def writable_run() -> Path | None:
@@ -63,7 +61,7 @@ class Httpd:
     run: Path
     root: Path = field(default_factory=lambda: Path(tempfile.mkdtemp(prefix="handoff-httpd-")))
     ports: dict[str, int] = field(default_factory=dict)
-    backend: int = field(default_factory=free_port)     # proxied to; a test may listen there
+    backend: int = field(default_factory=free_port)  # proxied to; a test may listen there
     binary: str = field(default_factory=lambda: f"{apxs('sbindir')}/{apxs('PROGNAME')}")
     modules: Path = field(default_factory=lambda: Path(apxs("LIBEXECDIR")))
     _process: subprocess.Popen[bytes] | None = None
@@ -88,9 +86,7 @@ class Httpd:
 
     def load(self, *names: str) -> str:
         return "\n".join(
-            f"LoadModule {name}_module {self.modules}/mod_{name}.so"
-            for name in names
-            if self.has_module(name)
+            f"LoadModule {name}_module {self.modules}/mod_{name}.so" for name in names if self.has_module(name)
         )
 
     def base_config(self) -> str:
@@ -124,23 +120,27 @@ class Httpd:
         path = self.write_config(f"Listen 127.0.0.1:{free_port()}\n{config}", "test.conf")
         return subprocess.run(
             [self.binary, "-t", "-f", str(path)],
-            capture_output=True, text=True, timeout=PATIENCE, check=False,
+            capture_output=True,
+            text=True,
+            timeout=PATIENCE,
+            check=False,
         )
 
     def start(self, config: str) -> None:
         path = self.write_config(config)
         self._process = subprocess.Popen(
             [self.binary, "-DFOREGROUND", "-f", str(path)],
-            stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE,
-            start_new_session=True,     # prefork stops its children by a signal to its group
+            stdin=subprocess.DEVNULL,
+            stdout=subprocess.DEVNULL,
+            stderr=subprocess.PIPE,
+            start_new_session=True,  # prefork stops its children by a signal to its group
         )
         process = self._process
 
         def answers() -> bool:
             if process.poll() is not None:
                 assert process.stderr is not None
-                raise AssertionError(f"httpd did not start: {process.stderr.read().decode()}"
-                                     f"{self.error_log()}")
+                raise AssertionError(f"httpd did not start: {process.stderr.read().decode()}{self.error_log()}")
             for port in self.ports.values():
                 with socket.socket() as probe:
                     if probe.connect_ex(("127.0.0.1", port)) != 0:
@@ -179,6 +179,11 @@ class Httpd:
             status = Path(f"/proc/{pid}/status").read_text()
             total += int(re.search(r"VmRSS:\s+(\d+)", status)[1])  # type: ignore[index]
         return total
+
+    def busy_workers(self) -> int:
+        """As mod_status tells it, without the worker that says so."""
+        text = fetch(self.port("main"), "/status?auto").body.decode()
+        return int(text.split("BusyWorkers: ")[1].split()[0]) - 1
 
     def error_log(self) -> str:
         path = self.root / "logs" / "error"
@@ -224,6 +229,7 @@ class ErrorLog:
 
     def unexpected(self) -> list[str]:
         return [
-            line for line in self.httpd.new_log_lines()
+            line
+            for line in self.httpd.new_log_lines()
             if PROBLEM.search(line) and not any(p.search(line) for p in self.expected)
         ]

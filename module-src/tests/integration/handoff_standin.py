@@ -225,7 +225,7 @@ class Client:
         while part := self.sock.recv(step):
             parts.append(part)
         everything = b"".join(parts)
-        assert not OURS.search(everything[:1 << 20]), everything[:2000]
+        assert not OURS.search(everything[: 1 << 20]), everything[:2000]
         return everything
 
     def _head(self) -> tuple[int, dict[str, str]]:
@@ -277,9 +277,7 @@ class Client:
 def fetch(port: int, uri: str, *headers: str, method: str = "GET") -> Answer:
     """One request on its own connection."""
     with Client(port) as client:
-        return client.get(uri, "Connection: close", *headers, method=method).answer(
-            head_only=method == "HEAD"
-        )
+        return client.get(uri, "Connection: close", *headers, method=method).answer(head_only=method == "HEAD")
 
 
 def answer_ok(handoff: Handoff) -> None:

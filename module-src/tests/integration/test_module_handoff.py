@@ -10,7 +10,6 @@ from pathlib import Path
 from threading import Thread
 
 import pytest
-
 from handoff_httpd import WORKERS, Httpd, wait_until
 from handoff_standin import Client, Daemon, Handoff, answer_ok, fetch, response
 
@@ -18,9 +17,7 @@ Uri = Callable[..., str]
 
 
 @pytest.mark.parametrize("proto", ["HTTP/1.0", "HTTP/1.1"])
-def test_the_daemons_answer_reaches_the_client_whole(
-    httpd: Httpd, answering: Daemon, uri: Uri, proto: str
-) -> None:
+def test_the_daemons_answer_reaches_the_client_whole(httpd: Httpd, answering: Daemon, uri: Uri, proto: str) -> None:
     with Client(httpd.port("main")) as client:
         everything = client.get(uri(d="hello"), proto=proto).rest()
     assert everything == response(b"data: hello\n\n")
@@ -35,9 +32,7 @@ def test_without_data_the_message_is_one_nul(httpd: Httpd, daemon: Daemon, uri: 
     assert handoff.data == b"\0"
 
 
-def test_the_socket_arrives_in_the_documented_state(
-    httpd: Httpd, daemon: Daemon, uri: Uri
-) -> None:
+def test_the_socket_arrives_in_the_documented_state(httpd: Httpd, daemon: Daemon, uri: Uri) -> None:
     with Client(httpd.port("main")) as client:
         client.get(uri(d="x"))
         handoff = daemon.next()
@@ -48,27 +43,21 @@ def test_the_socket_arrives_in_the_documented_state(
         client.rest()
 
 
-def test_a_later_request_of_a_keep_alive_connection_is_handed_off(
-    httpd: Httpd, answering: Daemon, uri: Uri
-) -> None:
+def test_a_later_request_of_a_keep_alive_connection_is_handed_off(httpd: Httpd, answering: Daemon, uri: Uri) -> None:
     with Client(httpd.port("main")) as client:
         assert client.get("/plain.html").answer().body == b"plain page\n"
         assert client.get("/t").answer().body == b"bb"
         assert client.get(uri(d="third")).rest() == response(b"data: third\n\n")
 
 
-def test_a_large_file_before_the_handoff_is_complete(
-    httpd: Httpd, answering: Daemon, uri: Uri
-) -> None:
+def test_a_large_file_before_the_handoff_is_complete(httpd: Httpd, answering: Daemon, uri: Uri) -> None:
     with Client(httpd.port("main")) as client:
         big = client.get("/big.bin").answer()
         assert big.body == bytes(range(256)) * 12_000
         assert client.get(uri(d="after")).rest() == response(b"data: after\n\n")
 
 
-def test_five_megabytes_reach_a_slow_reader_in_order(
-    httpd: Httpd, daemon: Daemon, uri: Uri
-) -> None:
+def test_five_megabytes_reach_a_slow_reader_in_order(httpd: Httpd, daemon: Daemon, uri: Uri) -> None:
     body = b"".join(b"%09d\n" % n for n in range(500_000))
     with Client(httpd.port("main"), rcvbuf=16_384) as client:
         client.get(uri(d="x"))
@@ -97,20 +86,13 @@ def test_late_bytes_from_the_client_cost_nothing_when_the_daemon_lingers(
     assert everything == response(body)
 
 
-def test_twelve_streams_on_four_workers_leave_the_server_free(
-    httpd: Httpd, daemon: Daemon, uri: Uri
-) -> None:
+def test_twelve_streams_on_four_workers_leave_the_server_free(httpd: Httpd, daemon: Daemon, uri: Uri) -> None:
     clients = [Client(httpd.port("main")).get(uri(d=n)) for n in range(3 * WORKERS)]
     handoffs = [daemon.next() for _ in clients]
     started = time.monotonic()
     assert fetch(httpd.port("main"), "/plain.html").body == b"plain page\n"
     took = time.monotonic() - started
-
-    def busy() -> int:
-        text = fetch(httpd.port("main"), "/status?auto").body.decode()
-        return int(text.split("BusyWorkers: ")[1].split()[0])
-
-    wait_until(lambda: busy() == 1, "only the status request is busy")
+    wait_until(lambda: httpd.busy_workers() == 0, "only the status request is busy")
     for handoff in handoffs:
         handoff.finish(response(b"done " + handoff.data))
     for n, client in enumerate(clients):
@@ -135,9 +117,7 @@ def test_pipelined_responses_before_the_handoff_are_not_lost(
         assert client.rest() == response(b"data: last\n\n")
 
 
-def test_a_request_pipelined_after_the_handoff_is_not_answered(
-    httpd: Httpd, answering: Daemon, uri: Uri
-) -> None:
+def test_a_request_pipelined_after_the_handoff_is_not_answered(httpd: Httpd, answering: Daemon, uri: Uri) -> None:
     with Client(httpd.port("main")) as client:
         both = f"GET {uri(d='first')} HTTP/1.1\r\nHost: x\r\n\r\nGET /t HTTP/1.1\r\nHost: x\r\n\r\n"
         assert client.send(both.encode()).rest() == response(b"data: first\n\n")
@@ -165,25 +145,19 @@ def test_a_body_that_the_application_left_unread_is_drained_before_the_handoff(
         assert client.rest() == response(b"got it")
 
 
-def test_a_body_that_the_application_read_changes_nothing(
-    httpd: Httpd, answering: Daemon, uri: Uri
-) -> None:
+def test_a_body_that_the_application_read_changes_nothing(httpd: Httpd, answering: Daemon, uri: Uri) -> None:
     with Client(httpd.port("main")) as client:
         client.post(uri(d="x", read=1), b"p" * 1_500_000)
         assert client.rest() == response(b"data: x\n\n")
 
 
-def test_a_silent_handler_is_handed_off_after_httpd_read_its_body(
-    httpd: Httpd, answering: Daemon, uri: Uri
-) -> None:
+def test_a_silent_handler_is_handed_off_after_httpd_read_its_body(httpd: Httpd, answering: Daemon, uri: Uri) -> None:
     with Client(httpd.port("main")) as client:
         client.post(uri(d="x", silent=1), b"p" * 1_500_000)
         assert client.rest() == response(b"data: x\n\n")
 
 
-def test_a_client_that_waits_for_100_continue_is_handed_off_at_once(
-    httpd: Httpd, answering: Daemon, uri: Uri
-) -> None:
+def test_a_client_that_waits_for_100_continue_is_handed_off_at_once(httpd: Httpd, answering: Daemon, uri: Uri) -> None:
     with Client(httpd.port("main")) as client:
         client.get(uri(d="x"), "Content-Length: 5", "Expect: 100-continue", method="POST")
         assert client.rest() == response(b"data: x\n\n")
@@ -202,9 +176,15 @@ def test_whatever_status_the_application_sets_the_client_is_handed_off(
     assert f"st={status}" in httpd.access_line(mark)
 
 
-@pytest.mark.parametrize("arguments", [
-    {"err": 1}, {"silent": 1}, {"body": 200_000, "flush": 1}, {"body": 9, "sleep": 20},
-])
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        {"err": 1},
+        {"silent": 1},
+        {"body": 200_000, "flush": 1},
+        {"body": 9, "sleep": 20},
+    ],
+)
 def test_however_the_application_asks_its_body_is_thrown_away(
     httpd: Httpd, answering: Daemon, uri: Uri, arguments: dict[str, int]
 ) -> None:
@@ -246,17 +226,12 @@ def test_data_of_up_to_the_socket_buffer_arrives_whole(
         assert client.rest() == response(b"ok")
 
 
-def test_a_daemon_that_listens_on_a_stream_socket_is_served_too(
-    httpd: Httpd, target: Path, uri: Uri
-) -> None:
-    with Daemon(target, kind=socket.SOCK_STREAM, answer=answer_ok), \
-            Client(httpd.port("main")) as client:
+def test_a_daemon_that_listens_on_a_stream_socket_is_served_too(httpd: Httpd, target: Path, uri: Uri) -> None:
+    with Daemon(target, kind=socket.SOCK_STREAM, answer=answer_ok), Client(httpd.port("main")) as client:
         assert client.get(uri(d="stream")).rest() == response(b"data: stream\n\n")
 
 
-def test_both_spellings_of_run_name_the_same_socket(
-    httpd: Httpd, answering: Daemon, uri: Uri
-) -> None:
+def test_both_spellings_of_run_name_the_same_socket(httpd: Httpd, answering: Daemon, uri: Uri) -> None:
     with Client(httpd.port("main")) as client:
         path = "/var" + str(answering.path)
         assert client.get(uri(t=path, d="x")).rest() == response(b"data: x\n\n")
@@ -265,25 +240,19 @@ def test_both_spellings_of_run_name_the_same_socket(
 # --- other modules --------------------------------------------------------------------------
 
 
-def test_compression_does_not_touch_a_handoff(
-    httpd: Httpd, answering: Daemon, uri: Uri
-) -> None:
+def test_compression_does_not_touch_a_handoff(httpd: Httpd, answering: Daemon, uri: Uri) -> None:
     with Client(httpd.port("main")) as client:
         client.get(uri("/deflate", d="x", body=5000), "Accept-Encoding: gzip")
         assert client.rest() == response(b"data: x\n\n")
 
 
-def test_a_client_behind_the_proxy_protocol_is_handed_off(
-    httpd: Httpd, answering: Daemon, uri: Uri
-) -> None:
+def test_a_client_behind_the_proxy_protocol_is_handed_off(httpd: Httpd, answering: Daemon, uri: Uri) -> None:
     with Client(httpd.port("proxy")) as client:
         client.send(b"PROXY TCP4 192.0.2.1 192.0.2.2 1234 80\r\n").get(uri(d="x"))
         assert client.rest() == response(b"data: x\n\n")
 
 
-def test_the_access_log_tells_target_and_result_and_no_bytes(
-    httpd: Httpd, answering: Daemon, uri: Uri
-) -> None:
+def test_the_access_log_tells_target_and_result_and_no_bytes(httpd: Httpd, answering: Daemon, uri: Uri) -> None:
     with Client(httpd.port("main")) as client:
         client.get(uri(d="for-the-log", body=9000, flush=1)).rest()
     line = httpd.access_line("d=for-the-log")
@@ -294,9 +263,7 @@ def test_the_access_log_tells_target_and_result_and_no_bytes(
 # --- a client that leaves -------------------------------------------------------------------
 
 
-def test_a_client_that_left_meanwhile_harms_nobody(
-    httpd: Httpd, daemon: Daemon, uri: Uri
-) -> None:
+def test_a_client_that_left_meanwhile_harms_nobody(httpd: Httpd, daemon: Daemon, uri: Uri) -> None:
     with Client(httpd.port("main")) as client:
         client.get(uri(d="x", sleep=60, body=10))
     handoff: Handoff = daemon.next()

@@ -12,7 +12,6 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-
 from handoff_httpd import MPM, ErrorLog, Httpd, wait_until
 from handoff_standin import Client, Daemon, fetch, response
 
@@ -34,6 +33,7 @@ flush();
 register_shutdown_function(function () { file_put_contents($_GET['mark'], 'done'); });
 """,
     "plain.php": "<?php echo 'plain php';",
+    "sorry.php": "<?php header('X-Sorry: yes'); echo 'sorry: ', $_SERVER['REDIRECT_STATUS'], ' ', $_SERVER['REQUEST_URI'];",
     "failing.php": """<?php
 header('X-Socket-Handoff: ' . $_GET['t']);
 http_response_code(404);
@@ -43,9 +43,7 @@ echo 'not here';
 
 
 @pytest.fixture(scope="module", params=["fpm", "mod_php"] if MPM == "prefork" else ["fpm"])
-def php(
-    request: pytest.FixtureRequest, built: None, run_dir: Path
-) -> Iterator[Httpd]:
+def php(request: pytest.FixtureRequest, built: None, run_dir: Path) -> Iterator[Httpd]:
     """A server whose *.php files are run, by a PHP-FPM of our own or by mod_php."""
     server = Httpd(mpm=MPM, run=run_dir)
     fpm: subprocess.Popen[bytes] | None = None
@@ -66,6 +64,9 @@ SocketHandoffAllowedPrefix {run_dir}/ok/
 <Directory {server.root}/htdocs>
     Require all granted
 </Directory>
+<If "%{{QUERY_STRING}} =~ /errorpage/">
+    ErrorDocument 503 /sorry.php
+</If>
 {wiring}
 """)
         yield server
@@ -94,9 +95,7 @@ def start_fpm(server: Httpd) -> tuple[subprocess.Popen[bytes], str]:
         f"[www]\n{user}listen = {path}\nlisten.mode = 0666\npm = static\npm.max_children = 2\n"
     )
     command = [found[0], "-n", "-F", "-y", str(config)]
-    process = subprocess.Popen(
-        command, stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL
-    )
+    process = subprocess.Popen(command, stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
     wait_until(path.is_socket, "PHP-FPM listens")
     return process, (
         f"{server.load('proxy', 'proxy_fcgi')}\n"
@@ -114,23 +113,22 @@ def mod_php(server: Httpd) -> str:
     )
 
 
-def test_a_script_that_sets_the_headers_and_ends_is_handed_off(
-    httpd: Httpd, daemon: Daemon
-) -> None:
+def test_a_script_that_sets_the_headers_and_ends_is_handed_off(httpd: Httpd, daemon: Daemon) -> None:
     with Client(httpd.port("main")) as client:
         client.get(f"/stream.php?t={daemon.path}&q=hello", "X-Socket-Handoff: /run/evil")
         handoff = daemon.next()
         assert json.loads(handoff.data) == {
-            "prompt": "hello", "method": "GET", "seen": None, "body": 0,
+            "prompt": "hello",
+            "method": "GET",
+            "seen": None,
+            "body": 0,
         }
         handoff.finish(response(b"data: hi\n\n"))
         assert client.rest() == response(b"data: hi\n\n")
 
 
 @pytest.mark.parametrize("size", [0, 10, 300_000])
-def test_a_posted_body_is_read_by_php_and_not_left_for_the_daemon(
-    httpd: Httpd, daemon: Daemon, size: int
-) -> None:
+def test_a_posted_body_is_read_by_php_and_not_left_for_the_daemon(httpd: Httpd, daemon: Daemon, size: int) -> None:
     with Client(httpd.port("main")) as client:
         client.post(f"/stream.php?t={daemon.path}", b"p" * size)
         handoff = daemon.next()
@@ -141,9 +139,7 @@ def test_a_posted_body_is_read_by_php_and_not_left_for_the_daemon(
         assert client.rest() == response(b"ok")
 
 
-def test_a_script_that_flushes_and_works_on_is_not_killed(
-    httpd: Httpd, daemon: Daemon
-) -> None:
+def test_a_script_that_flushes_and_works_on_is_not_killed(httpd: Httpd, daemon: Daemon) -> None:
     mark = httpd.root / "logs" / "mark"
     with Client(httpd.port("main")) as client:
         client.get(f"/working.php?t={daemon.path}&mark={mark}")
@@ -155,27 +151,21 @@ def test_a_script_that_flushes_and_works_on_is_not_killed(
     assert "st=200 b=- X=- O=0" in line
 
 
-def test_a_plain_page_and_a_head_request_are_served_as_ever(
-    httpd: Httpd, daemon: Daemon
-) -> None:
+def test_a_plain_page_and_a_head_request_are_served_as_ever(httpd: Httpd, daemon: Daemon) -> None:
     assert fetch(httpd.port("main"), "/plain.php").body == b"plain php"
     answer = fetch(httpd.port("main"), f"/stream.php?t={daemon.path}", method="HEAD")
     assert answer.status == 200
     assert daemon.count == 0
 
 
-def test_a_script_with_an_error_status_is_handed_off_nevertheless(
-    httpd: Httpd, daemon: Daemon
-) -> None:
+def test_a_script_with_an_error_status_is_handed_off_nevertheless(httpd: Httpd, daemon: Daemon) -> None:
     with Client(httpd.port("main")) as client:
         client.get(f"/failing.php?t={daemon.path}")
         daemon.next().finish(response(b"ok"))
         assert client.rest() == response(b"ok")
 
 
-def test_a_refused_path_and_a_missing_daemon_are_told_to_the_client(
-    httpd: Httpd, log: ErrorLog, target: Path
-) -> None:
+def test_a_refused_path_and_a_missing_daemon_are_told_to_the_client(httpd: Httpd, log: ErrorLog, target: Path) -> None:
     assert fetch(httpd.port("main"), "/stream.php?t=/tmp/x").status == 403
     log.expect("handoff refused: the path")
     answer = fetch(httpd.port("main"), f"/stream.php?t={target}")
@@ -186,9 +176,7 @@ def test_a_refused_path_and_a_missing_daemon_are_told_to_the_client(
 
 
 def test_twelve_streams_leave_apache_and_php_free(httpd: Httpd, daemon: Daemon) -> None:
-    clients = [
-        Client(httpd.port("main")).get(f"/stream.php?t={daemon.path}&q={n}") for n in range(12)
-    ]
+    clients = [Client(httpd.port("main")).get(f"/stream.php?t={daemon.path}&q={n}") for n in range(12)]
     handoffs = [daemon.next() for _ in clients]
     assert fetch(httpd.port("main"), "/plain.php").body == b"plain php"
     for handoff in handoffs:
@@ -196,3 +184,14 @@ def test_twelve_streams_leave_apache_and_php_free(httpd: Httpd, daemon: Daemon) 
     for n, client in enumerate(clients):
         assert client.rest() == response(b"%d" % n)
         client.sock.close()
+
+
+@pytest.mark.parametrize("again", range(3))
+def test_an_errordocument_may_be_a_php_page(httpd: Httpd, log: ErrorLog, target: Path, again: int) -> None:
+    """Under mod_php the page runs while the first script's handler is still being called."""
+    answer = fetch(httpd.port("main"), f"/stream.php?t={target}&errorpage={again}")
+    assert answer.status == 503
+    assert answer.headers.get("x-sorry") == "yes"
+    assert answer.body == f"sorry: 503 /stream.php?t={target}&errorpage={again}".encode()
+    log.expect("there is no such socket")
+    assert fetch(httpd.port("main"), "/plain.php").body == b"plain php"

@@ -5,7 +5,6 @@ from __future__ import annotations
 
 import http.server
 import os
-import shutil
 import socket
 import ssl
 import struct
@@ -16,9 +15,8 @@ from pathlib import Path
 from threading import Thread
 
 import pytest
-
 from handoff_httpd import ErrorLog, Httpd, wait_until
-from handoff_standin import PATIENCE, Client, Daemon, answer_ok, fetch, response
+from handoff_standin import PATIENCE, Client, Daemon, answer_ok, fetch
 
 Uri = Callable[..., str]
 
@@ -26,20 +24,23 @@ Uri = Callable[..., str]
 # --- paths ------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize(("path", "reason"), [
-    ("/tmp/d.sock", "is not below /run"),
-    ("/etc/passwd", "is not below /run"),
-    ("{run}/elsewhere/d.sock", "is below no SocketHandoffAllowedPrefix"),
-    ("{run}/okay.sock", "is below no SocketHandoffAllowedPrefix"),
-    ("{run}/ok/../elsewhere/d.sock", 'has an empty, "." or ".." component'),
-    ("{run}/ok/./d.sock", 'has an empty, "." or ".." component'),
-    ("{run}/ok//d.sock", 'has an empty, "." or ".." component'),
-    ("{run}/ok/", 'has an empty, "." or ".." component'),
-    ("d.sock", "is not absolute"),
-    ("", "names no socket"),
-    ("{run}/ok/%01.sock", "contains a control byte"),
-    ("{run}/ok/" + "a" * 300, "is too long"),
-])
+@pytest.mark.parametrize(
+    ("path", "reason"),
+    [
+        ("/tmp/d.sock", "is not below /run"),
+        ("/etc/passwd", "is not below /run"),
+        ("{run}/elsewhere/d.sock", "is below no SocketHandoffAllowedPrefix"),
+        ("{run}/okay.sock", "is below no SocketHandoffAllowedPrefix"),
+        ("{run}/ok/../elsewhere/d.sock", 'has an empty, "." or ".." component'),
+        ("{run}/ok/./d.sock", 'has an empty, "." or ".." component'),
+        ("{run}/ok//d.sock", 'has an empty, "." or ".." component'),
+        ("{run}/ok/", 'has an empty, "." or ".." component'),
+        ("d.sock", "is not absolute"),
+        ("", "names no socket"),
+        ("{run}/ok/%01.sock", "contains a control byte"),
+        ("{run}/ok/" + "a" * 300, "is too long"),
+    ],
+)
 def test_a_path_that_is_not_permitted_is_403(
     httpd: Httpd, run_dir: Path, log: ErrorLog, path: str, reason: str
 ) -> None:
@@ -77,9 +78,7 @@ def test_a_symlink_on_the_way_is_403(
 
 
 @pytest.mark.parametrize("name", ["file", "ok"])
-def test_what_is_no_socket_is_403(
-    httpd: Httpd, run_dir: Path, log: ErrorLog, name: str
-) -> None:
+def test_what_is_no_socket_is_403(httpd: Httpd, run_dir: Path, log: ErrorLog, name: str) -> None:
     path = run_dir / "ok" / name
     path.write_text("") if name == "file" else path.mkdir()
     try:
@@ -89,15 +88,13 @@ def test_what_is_no_socket_is_403(
     log.expect("handoff to .* failed: that is not a socket")
 
 
-def test_a_symlink_swapped_in_during_requests_never_gets_a_client(
-    httpd: Httpd, run_dir: Path, log: ErrorLog
-) -> None:
+def test_a_symlink_swapped_in_during_requests_never_gets_a_client(httpd: Httpd, run_dir: Path, log: ErrorLog) -> None:
     """The name is now a good socket, now a symlink to another one; only the good one is used."""
     ok, name = run_dir / "ok", run_dir / "ok" / "swap.sock"
     stop = False
 
     def swap() -> None:
-        turn = 1            # rename(2) of one inode onto itself does nothing, so begin with the link
+        turn = 1  # rename(2) of one inode onto itself does nothing, so begin with the link
         while not stop:
             spare = ok / f"spare{turn % 2}"
             if turn % 2:
@@ -107,13 +104,15 @@ def test_a_symlink_swapped_in_during_requests_never_gets_a_client(
             spare.rename(name)
             turn += 1
 
-    with Daemon(run_dir / "elsewhere" / "d.sock", answer=answer_ok) as evil, \
-            Daemon(ok / "good.sock", answer=answer_ok) as good:
+    with (
+        Daemon(run_dir / "elsewhere" / "d.sock", answer=answer_ok) as evil,
+        Daemon(ok / "good.sock", answer=answer_ok) as good,
+    ):
         os.link(ok / "good.sock", name)
         swapper = Thread(target=swap)
         swapper.start()
         try:
-            seen = []
+            seen: list[int] = []
             while len(seen) < 1000 and (len(seen) < 150 or set(seen) != {200, 403}):
                 seen.append(fetch(httpd.port("main"), f"/t?t={name}&d=x").status)
         finally:
@@ -160,7 +159,7 @@ def assert_unavailable(httpd: Httpd, uri: str, *, within: float) -> None:
 
 
 def test_a_missing_socket_is_503(httpd: Httpd, uri: Uri, log: ErrorLog) -> None:
-    assert_unavailable(httpd, uri(d="x"), within=0.25)
+    assert_unavailable(httpd, uri(d="x"), within=1.0)
     log.expect("handoff to .* failed: there is no such socket; start the daemon .*3 attempts")
 
 
@@ -170,29 +169,22 @@ def test_a_dead_daemon_is_503(httpd: Httpd, target: Path, uri: Uri, log: ErrorLo
     target.chmod(0o666)
     dead.close()
     try:
-        assert_unavailable(httpd, uri(d="x"), within=0.25)
+        assert_unavailable(httpd, uri(d="x"), within=1.0)
     finally:
         target.unlink()
     log.expect("Connection refused.*handoff to .* failed: nobody listens on the socket")
 
 
-def test_a_daemon_that_comes_back_in_time_costs_nothing(
-    httpd: Httpd, target: Path, uri: Uri
-) -> None:
+def test_a_daemon_that_comes_back_in_time_costs_nothing(httpd: Httpd, target: Path, uri: Uri) -> None:
     """Within the connect timeout a restarting daemon is waited for: nobody sees a 503."""
-    answers: list[int] = []
-    with Client(httpd.port("main")) as client:
-        asker = Thread(target=lambda: answers.append(client.get(uri(d="x")).answer().status))
-        asker.start()
-        time.sleep(0.012)           # the first attempt has failed; two more are to come
+    with Client(httpd.port("patient")) as client:
+        client.get(uri(d="x"))
+        wait_until(lambda: httpd.busy_workers() == 1, "a worker looks for the daemon")
         with Daemon(target, answer=answer_ok):
-            asker.join()
-    assert answers == [200]
+            assert client.answer().status == 200
 
 
-def test_a_full_backlog_is_503_after_the_connect_timeout(
-    httpd: Httpd, target: Path, uri: Uri, log: ErrorLog
-) -> None:
+def test_a_full_backlog_is_503_after_the_connect_timeout(httpd: Httpd, target: Path, uri: Uri, log: ErrorLog) -> None:
     listener = socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET)
     listener.bind(str(target))
     target.chmod(0o666)
@@ -208,7 +200,7 @@ def test_a_full_backlog_is_503_after_the_connect_timeout(
         pass
     try:
         started = time.monotonic()
-        assert_unavailable(httpd, uri(d="x"), within=0.35)
+        assert_unavailable(httpd, uri(d="x"), within=1.0)
         assert time.monotonic() - started >= 0.13
     finally:
         for sock in [*waiting, listener]:
@@ -217,23 +209,19 @@ def test_a_full_backlog_is_503_after_the_connect_timeout(
     log.expect("handoff to .* failed: the daemon's backlog stayed full")
 
 
-def test_a_socket_that_apache_may_not_write_to_is_503(
-    httpd: Httpd, target: Path, uri: Uri, log: ErrorLog
-) -> None:
+def test_a_socket_that_apache_may_not_write_to_is_503(httpd: Httpd, target: Path, uri: Uri, log: ErrorLog) -> None:
     if os.geteuid() != 0:
         pytest.skip("NOT TESTED: needs root, so that httpd runs as another user")
     with Daemon(target, mode=0o600):
-        assert_unavailable(httpd, uri(d="x"), within=0.25)
+        assert_unavailable(httpd, uri(d="x"), within=1.0)
     log.expect("handoff to .* failed: Apache's user may not write to the socket")
 
 
-def test_a_datagram_socket_is_503(
-    httpd: Httpd, target: Path, uri: Uri, log: ErrorLog
-) -> None:
+def test_a_datagram_socket_is_503(httpd: Httpd, target: Path, uri: Uri, log: ErrorLog) -> None:
     with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as listener:
         listener.bind(str(target))
         target.chmod(0o666)
-        assert_unavailable(httpd, uri(d="x"), within=0.25)
+        assert_unavailable(httpd, uri(d="x"), within=1.0)
     target.unlink()
     log.expect("handoff to .* failed: the daemon listens on a datagram socket")
 
@@ -255,9 +243,7 @@ def test_data_that_does_not_fit_is_500_and_says_how_much_does(
 
 
 @pytest.mark.parametrize("status", [200, 201, 404, 503])
-def test_an_errordocument_is_shown_with_retry_after(
-    httpd: Httpd, uri: Uri, log: ErrorLog, status: int
-) -> None:
+def test_an_errordocument_is_shown_with_retry_after(httpd: Httpd, uri: Uri, log: ErrorLog, status: int) -> None:
     answer = fetch(httpd.port("main"), uri("/page", d="x", status=status))
     assert (answer.status, answer.body) == (503, b"sorry page\n")
     assert answer.headers["retry-after"] == "2"
@@ -276,18 +262,14 @@ def test_an_errordocument_of_text_is_shown(httpd: Httpd, uri: Uri, log: ErrorLog
     log.expect("there is no such socket")
 
 
-def test_an_errordocument_that_hands_off_and_fails_too_ends(
-    httpd: Httpd, uri: Uri, log: ErrorLog
-) -> None:
+def test_an_errordocument_that_hands_off_and_fails_too_ends(httpd: Httpd, uri: Uri, log: ErrorLog) -> None:
     answer = fetch(httpd.port("main"), uri("/loop", d="x"))
     assert answer.status == 503
     assert b"</html>" in answer.body
     log.expect("there is no such socket", times=2)
 
 
-def test_the_error_does_not_carry_the_headers_of_the_bodys_encoding(
-    httpd: Httpd, uri: Uri, log: ErrorLog
-) -> None:
+def test_the_error_does_not_carry_the_headers_of_the_bodys_encoding(httpd: Httpd, uri: Uri, log: ErrorLog) -> None:
     for err in (None, 1):
         answer = fetch(httpd.port("main"), uri(d="x", enc="gzip", body=500, err=err))
         assert answer.status == 503
@@ -295,9 +277,7 @@ def test_the_error_does_not_carry_the_headers_of_the_bodys_encoding(
     log.expect("there is no such socket", times=2)
 
 
-def test_a_range_request_gets_the_error_and_not_416(
-    httpd: Httpd, uri: Uri, log: ErrorLog
-) -> None:
+def test_a_range_request_gets_the_error_and_not_416(httpd: Httpd, uri: Uri, log: ErrorLog) -> None:
     answer = fetch(httpd.port("main"), uri(d="x", body=500), "Range: bytes=10-20")
     assert answer.status == 503
     log.expect("there is no such socket")
@@ -346,9 +326,7 @@ def test_a_stalled_body_is_408_in_bounded_time(
     log.expect("handoff refused: .* bytes of a request body that the application did not read")
 
 
-def test_a_huge_unread_body_is_413(
-    httpd: Httpd, daemon: Daemon, uri: Uri, log: ErrorLog
-) -> None:
+def test_a_huge_unread_body_is_413(httpd: Httpd, daemon: Daemon, uri: Uri, log: ErrorLog) -> None:
     with Client(httpd.port("main")) as client:
         client.get(uri(d="x"), "Content-Length: 3000000", method="POST")
         client.send(b"p" * 1_200_000)
@@ -367,17 +345,13 @@ def test_a_malformed_body_is_400(httpd: Httpd, daemon: Daemon, uri: Uri) -> None
 # --- who may ask ------------------------------------------------------------------------------
 
 
-def test_head_is_answered_as_the_application_did(
-    httpd: Httpd, daemon: Daemon, uri: Uri
-) -> None:
+def test_head_is_answered_as_the_application_did(httpd: Httpd, daemon: Daemon, uri: Uri) -> None:
     answer = fetch(httpd.port("main"), uri(d="x", status=201, body=10), method="HEAD")
     assert answer.status == 201
     assert daemon.count == 0
 
 
-def test_where_the_module_is_off_the_headers_are_removed(
-    httpd: Httpd, daemon: Daemon, uri: Uri, log: ErrorLog
-) -> None:
+def test_where_the_module_is_off_the_headers_are_removed(httpd: Httpd, daemon: Daemon, uri: Uri, log: ErrorLog) -> None:
     for err in (None, 1):
         answer = fetch(httpd.port("main"), uri("/off", d="x", body=3, err=err))
         assert (answer.status, answer.body) == (200, b"bbb")
@@ -405,18 +379,14 @@ def test_an_errordocument_does_not_inherit_the_failed_handlers_wish(
     assert daemon.count == 0
 
 
-def test_a_handler_that_is_told_of_no_error_answers_nothing_twice(
-    httpd: Httpd, log: ErrorLog
-) -> None:
+def test_a_handler_that_is_told_of_no_error_answers_nothing_twice(httpd: Httpd, log: ErrorLog) -> None:
     with Client(httpd.port("main")) as client:
         everything = client.get("/t?t=/tmp/x", "Connection: close").rest()
     assert everything.count(b"HTTP/1.1 ") == 1
     log.expect("handoff refused: the path")
 
 
-def test_a_handler_that_fails_after_asking_is_not_handed_off(
-    httpd: Httpd, daemon: Daemon, uri: Uri
-) -> None:
+def test_a_handler_that_fails_after_asking_is_not_handed_off(httpd: Httpd, daemon: Daemon, uri: Uri) -> None:
     answer = fetch(httpd.port("main"), uri(d="x", body=100, flush=1, fail=502))
     assert answer.status == 502
     assert b"</html>" in answer.body
@@ -428,18 +398,14 @@ def test_data_without_a_target_is_removed(httpd: Httpd) -> None:
     assert fetch(httpd.port("main"), "/t?d=x&body=3").body == b"bbb"
 
 
-def test_a_subrequest_cannot_hand_off(
-    httpd: Httpd, daemon: Daemon, log: ErrorLog
-) -> None:
+def test_a_subrequest_cannot_hand_off(httpd: Httpd, daemon: Daemon, log: ErrorLog) -> None:
     answer = fetch(httpd.port("main"), "/page.shtml")
     assert (answer.status, answer.body) == (200, b"before bbb after\n")
     assert daemon.count == 0
     log.expect("X-Socket-Handoff is ignored: it came from a subrequest")
 
 
-def test_headers_from_htaccess_are_removed_and_hand_off_nothing(
-    httpd: Httpd, daemon: Daemon
-) -> None:
+def test_headers_from_htaccess_are_removed_and_hand_off_nothing(httpd: Httpd, daemon: Daemon) -> None:
     answer = fetch(httpd.port("main"), "/owner/file.txt")
     assert (answer.status, answer.body) == (200, b"static\n")
     assert daemon.count == 0
@@ -456,9 +422,7 @@ def test_htaccess_cannot_switch_the_module_on(httpd: Httpd, log: ErrorLog) -> No
     log.expect("SocketHandoffEnabled not allowed here")
 
 
-def test_a_file_sent_as_is_cannot_hand_off(
-    httpd: Httpd, daemon: Daemon, log: ErrorLog
-) -> None:
+def test_a_file_sent_as_is_cannot_hand_off(httpd: Httpd, daemon: Daemon, log: ErrorLog) -> None:
     answer = fetch(httpd.port("main"), "/asis/file.txt")
     assert (answer.status, answer.body) == (200, b"as it is\n")
     assert daemon.count == 0
@@ -495,9 +459,7 @@ def http_backend(port: int, target: Path) -> Iterator[list[dict[str, str]]]:
 
 
 @pytest.mark.parametrize("path", ["/backend", "/balanced"])
-def test_a_proxied_backend_cannot_hand_off(
-    httpd: Httpd, daemon: Daemon, log: ErrorLog, path: str
-) -> None:
+def test_a_proxied_backend_cannot_hand_off(httpd: Httpd, daemon: Daemon, log: ErrorLog, path: str) -> None:
     with http_backend(httpd.backend, daemon.path) as seen:
         answer = fetch(httpd.port("main"), path, "X-Socket-Handoff: /run/x", "X-Handoff-Data: y")
     assert (answer.status, answer.body) == (200, b"backend\n")
@@ -516,9 +478,7 @@ def test_the_clients_own_headers_never_reach_the_application(httpd: Httpd, name:
 # --- connections that cannot be given away ----------------------------------------------------
 
 
-def test_http_0_9_is_refused(
-    httpd: Httpd, daemon: Daemon, uri: Uri, log: ErrorLog
-) -> None:
+def test_http_0_9_is_refused(httpd: Httpd, daemon: Daemon, uri: Uri, log: ErrorLog) -> None:
     with Client(httpd.port("main")) as client:
         everything = client.send(f"GET {uri(d='x')}\r\n".encode()).rest()
     assert b"505" in everything
@@ -526,9 +486,7 @@ def test_http_0_9_is_refused(
     log.expect("handoff refused: the client speaks HTTP/0.9")
 
 
-def test_an_unknown_connection_filter_is_refused(
-    httpd: Httpd, daemon: Daemon, uri: Uri, log: ErrorLog
-) -> None:
+def test_an_unknown_connection_filter_is_refused(httpd: Httpd, daemon: Daemon, uri: Uri, log: ErrorLog) -> None:
     assert fetch(httpd.port("dumpio"), uri(d="x")).status == 500
     assert daemon.count == 0
     log.expect('handoff refused: the connection filter "dumpio_out" would be bypassed')
@@ -630,7 +588,7 @@ def http2_status(sock: socket.socket | Tls, start: bytes, stream: int = 1) -> in
             assert part, "the connection ended without a response"
             data += part
         length = int.from_bytes(data[:3], "big")
-        kind, flags, number = struct.unpack(">BBI", data[3:9])
+        kind, _flags, number = struct.unpack(">BBI", data[3:9])
         payload, data = data[9 : 9 + length], data[9 + length :]
         if kind == 7:
             raise AssertionError(f"GOAWAY {payload!r}")
@@ -641,8 +599,12 @@ def http2_status(sock: socket.socket | Tls, start: bytes, stream: int = 1) -> in
 
 
 def http2_request(path: str) -> bytes:
-    block = (literal(b":method", b"GET") + literal(b":scheme", b"http")
-             + literal(b":authority", b"localhost") + literal(b":path", path.encode()))
+    block = (
+        literal(b":method", b"GET")
+        + literal(b":scheme", b"http")
+        + literal(b":authority", b"localhost")
+        + literal(b":path", path.encode())
+    )
     return PREFACE + frame(4, 0, 0, b"") + frame(1, 0x5, 1, block)
 
 
@@ -664,8 +626,10 @@ def test_an_http2_client_gets_a_500(
     else:
         sock = socket.create_connection(("127.0.0.1", httpd.port("h2c")), timeout=PATIENCE)
         if how == "upgrade":
-            sock.sendall(f"GET {uri(d='x')} HTTP/1.1\r\nHost: x\r\nConnection: Upgrade, "
-                         "HTTP2-Settings\r\nUpgrade: h2c\r\nHTTP2-Settings: \r\n\r\n".encode())
+            sock.sendall(
+                f"GET {uri(d='x')} HTTP/1.1\r\nHost: x\r\nConnection: Upgrade, "
+                "HTTP2-Settings\r\nUpgrade: h2c\r\nHTTP2-Settings: \r\n\r\n".encode()
+            )
             head = b""
             while not head.endswith(b"\r\n\r\n"):
                 head += sock.recv(1)

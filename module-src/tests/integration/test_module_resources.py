@@ -3,12 +3,12 @@
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
-
 from handoff_httpd import WORKERS, ErrorLog, Httpd, wait_until
 from handoff_standin import Client, Daemon, fetch, response
 
@@ -29,18 +29,15 @@ def test_a_thousand_handoffs_leave_descriptors_and_memory_as_they_were(
 ) -> None:
     children = httpd.children()
     hand_off_many(httpd, uri(d="x"), 200)
-    wait_until(lambda: httpd.descriptors() == httpd.descriptors(), "the server is quiet")
+    wait_until(lambda: httpd.busy_workers() == 0, "the server is quiet")
     descriptors, memory = httpd.descriptors(), httpd.resident_kib()
     hand_off_many(httpd, uri(d="x"), 1000)
-    wait_until(lambda: httpd.descriptors() <= descriptors,
-               f"back to {descriptors} descriptors")
+    wait_until(lambda: httpd.descriptors() <= descriptors, f"back to {descriptors} descriptors")
     assert httpd.resident_kib() - memory < 2048
     assert httpd.children() == children, "no child died"
 
 
-def test_failed_handoffs_leak_no_descriptor(
-    httpd: Httpd, uri: Uri, log: ErrorLog, run_dir: Path
-) -> None:
+def test_failed_handoffs_leak_no_descriptor(httpd: Httpd, uri: Uri, log: ErrorLog, run_dir: Path) -> None:
     link = run_dir / "ok" / "link.sock"
     link.symlink_to("d.sock")
     try:
@@ -54,9 +51,7 @@ def test_failed_handoffs_leak_no_descriptor(
     log.expect("a symlink lies on the way", times=101)
 
 
-def test_the_client_is_closed_in_apache_while_the_stream_runs(
-    httpd: Httpd, daemon: Daemon, uri: Uri
-) -> None:
+def test_the_client_is_closed_in_apache_while_the_stream_runs(httpd: Httpd, daemon: Daemon, uri: Uri) -> None:
     """The FIN is the daemon's alone: no child keeps a copy of the client's socket."""
     with Client(httpd.port("main")) as client:
         client.get(uri(d="x"))
@@ -67,10 +62,8 @@ def test_the_client_is_closed_in_apache_while_the_stream_runs(
             links = []
             for pid in httpd.children():
                 for fd in Path(f"/proc/{pid}/fd").iterdir():
-                    try:
+                    with contextlib.suppress(FileNotFoundError):
                         links.append(fd.readlink())
-                    except FileNotFoundError:
-                        pass
             return [link for link in links if link == inode]
 
         wait_until(lambda: not held(), "Apache has no copy of the client")
