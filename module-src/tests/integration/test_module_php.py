@@ -33,7 +33,10 @@ flush();
 register_shutdown_function(function () { file_put_contents($_GET['mark'], 'done'); });
 """,
     "plain.php": "<?php echo 'plain php';",
-    "sorry.php": "<?php header('X-Sorry: yes'); echo 'sorry: ', $_SERVER['REDIRECT_STATUS'], ' ', $_SERVER['REQUEST_URI'];",
+    "sorry.php": """<?php
+header('X-Sorry: yes');
+echo 'sorry: ', $_SERVER['REDIRECT_STATUS'], ' ', $_SERVER['REQUEST_URI'];
+""",
     "failing.php": """<?php
 header('X-Socket-Handoff: ' . $_GET['t']);
 http_response_code(404);
