@@ -362,12 +362,16 @@ class Session(Timed):
 
 
 def peer_name(client: socket.socket) -> str:
-    """``address:port`` of a client, ``unix`` for a local one, empty where it is gone already."""
+    """``address:port`` of a client, ``unix`` for a local one, empty where it is gone already.
+
+    Apache listens on IPv6 sockets for both families; an IPv4 client is written as Apache's own log writes it, not as
+    an IPv4-mapped address (RFC 4291 section 2.5.5.2).
+    """
     if client.family == socket.AF_UNIX:
         return "unix"
     try:
         address = client.getpeername()
     except OSError:
         return ""
-    host = str(address[0])
+    host = str(address[0]).removeprefix("::ffff:")
     return f"[{host}]:{address[1]}" if ":" in host else f"{host}:{address[1]}"

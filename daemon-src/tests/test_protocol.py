@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import socket
 
 import pytest
 
@@ -10,6 +11,7 @@ from streaming_daemon import http_response as http
 from streaming_daemon.access_log import StreamRecord, format_record, quote
 from streaming_daemon.backends.demo import _ANSWER, tokenize
 from streaming_daemon.backends.sse import Event, SSEError, SSEReader
+from streaming_daemon.session import peer_name
 
 STREAM = (
     "\ufeffdata: first\n\n"
@@ -126,3 +128,16 @@ def test_the_line_of_a_stream() -> None:
         'stream id=r1 client=10.0.0.1:5 user="al ice" backend=demo outcome=client_gone status=200 '
         "events=3 bytes=456 first_event_ms=1.2 duration_ms=2500"
     )
+
+
+@pytest.mark.parametrize(
+    ("listen", "connect", "expected"),
+    [("127.0.0.1", "127.0.0.1", "127.0.0.1:"), ("::", "127.0.0.1", "127.0.0.1:"), ("::", "::1", "[::1]:")],
+)
+def test_a_client_is_named_as_apache_names_it(listen: str, connect: str, expected: str) -> None:
+    family = socket.AF_INET6 if ":" in listen else socket.AF_INET
+    server = socket.create_server((listen, 0), family=family, dualstack_ipv6=family == socket.AF_INET6)
+    with server, socket.create_connection((connect, server.getsockname()[1])) as client:
+        accepted, _ = server.accept()
+        with accepted:
+            assert peer_name(accepted) == f"{expected}{client.getsockname()[1]}"
