@@ -1,10 +1,11 @@
 """An OpenAI-compatible server in miniature, to be run on a test host: answers one model, for one key.
 
-usage: openai_standin.py PORT KEY
+usage: openai_standin.py PORT SHA256-OF-THE-KEY
 """
 
 from __future__ import annotations
 
+import hashlib
 import json
 import sys
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
@@ -15,7 +16,8 @@ class Handler(BaseHTTPRequestHandler):
 
     def do_POST(self) -> None:
         request = json.loads(self.rfile.read(int(self.headers["Content-Length"])))
-        if self.headers["Authorization"] != f"Bearer {sys.argv[2]}":
+        key = (self.headers["Authorization"] or "").removeprefix("Bearer ")
+        if hashlib.sha256(key.encode()).hexdigest() != sys.argv[2]:
             self.refuse(401, "invalid_api_key")
         elif self.path != "/v1/chat/completions" or request.get("stream") is not True:
             self.refuse(404, "unknown_request")
