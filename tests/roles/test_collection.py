@@ -105,3 +105,13 @@ def test_an_installed_archive_deploys_by_its_full_name(archive, tmp_path):
     (tmp_path / "hosts").write_text("[web_hosts]\nchat.example.com\n")
     tasks = run("ansible-playbook", "-i", "hosts", "--list-tasks", "socket_handoff.fleet.deploy", cwd=tmp_path)
     assert "Put mod_socket_handoff and its configuration in place" in tasks
+
+
+def test_without_an_inventory_no_host_is_touched_and_nothing_is_run(clone, tmp_path):
+    """An empty ``inventory =`` means the directory of ansible.cfg, and Ansible runs whatever is executable in it."""
+    trap, sprung = clone / "script" / "trap", tmp_path / "sprung"
+    trap.write_text(f"#!/bin/sh\ntouch {sprung}\n")
+    trap.chmod(0o755)
+    listed = json.loads(run("ansible-inventory", "--list", cwd=clone))
+    assert not sprung.exists(), "ansible-inventory executed a file of the checkout"
+    assert listed["_meta"]["hostvars"] == {}
