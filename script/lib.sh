@@ -3,6 +3,7 @@
 # Sourced, never run. Everything that is made lives below .cache; nothing else of the machine is
 # touched but packages (apt) and containers whose names begin with "socket-handoff-".
 set -euo pipefail
+unset CDPATH # with it cd prints the directory, and `root` would have two lines
 
 root=$(cd "$(dirname "${BASH_SOURCE[0]}")/.." && pwd)
 # shellcheck disable=SC2034  # used by the scripts that source this file
@@ -32,6 +33,10 @@ die() {
     [ $# -lt 2 ] || printf 'what to do: %s\n' "$2" >&2
     exit 1
 }
+
+# The path of the checkout ends up in ssh and Ansible settings that know no common way of quoting.
+[[ $root =~ ^[A-Za-z0-9/._@+=-]+$ ]] || die "the checkout's path '$root' has characters other than A-Z a-z 0-9 / . _ @ + = -" \
+    "move the checkout to a path without spaces and quotes"
 
 # step NAME HINT COMMAND…: run a long command quietly, with its seconds ticking; its output goes to .cache/log/NAME.log
 # and its last lines are shown where it fails.

@@ -56,9 +56,11 @@ def test_the_demo_from_clone_to_clean(tmp_path: Path, environment: dict[str, str
     finally:
         down = run("script/demo", "--down", cwd=clone, environment=environment)
     assert down.returncode == 0
-    assert not (clone / ".cache").exists()
     left = run("podman", "ps", "--all", "--format", "{{.Names}}", cwd=clone, environment=environment).stdout.split()
     assert "socket-handoff-demo-test" not in left
+    # Test hosts of your own keep what they are reached with; the demo's own state goes in any case.
+    others = [name for name in left if name.startswith("socket-handoff-")]
+    assert not (clone / ".cache" / "demo" if others else clone / ".cache").exists()
 
 
 def browser_tests() -> list[object]:
