@@ -74,8 +74,9 @@ function config(): array
     try {
         $config = require $path;
     } catch (Throwable $error) {
-        $where = "The configuration file $path has an error in line {$error->getLine()}";
-        throw new Failure(500, 'not_configured', "$where: {$error->getMessage()}");
+        // PHP's message quotes the file, which holds a password hash: that is for the log, not for a client.
+        error_log("handoff-app: $path: {$error->getMessage()}");
+        throw new Failure(500, 'not_configured', "The configuration file $path has an error in line {$error->getLine()}.");
     }
     foreach (['socket' => '~^/[\x21-\x7e]+$~D', 'user' => '~^.+$~Ds', 'password_hash' => '~^\$.+$~D'] as $key => $form) {
         if (!is_array($config) || !is_string($config[$key] ?? null) || !preg_match($form, $config[$key])) {

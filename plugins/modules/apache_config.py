@@ -370,20 +370,55 @@ def restore(module):
     return changed
 
 
+def set_aside(entry):
+    """Give a file that is about to be replaced a second name; return that name, or None where there is no file.
+
+    A hard link takes no space, so that going back by rename works on a full disk too.
+    """
+    if entry.before is None or entry.before[0] != "file":
+        return None
+    aside = entry.path + ".before"
+    if os.path.lexists(aside):
+        os.unlink(aside)
+    os.link(entry.path, aside)
+    return aside
+
+
 def apply(module, entries, adopted):
     """Save, replace, judge; on any trouble put everything back."""
     save(module, entries, adopted)
+    begun = []
     try:
         for entry in entries:
             os.makedirs(os.path.dirname(entry.path), mode=0o755, exist_ok=True)
+            begun.append((entry, set_aside(entry)))
             put(entry.path, entry.after)
         complaint = judge(module, module.params["confdir"])
     except OSError as error:
         complaint = str(error)
-    if complaint is not None:
-        for entry in reversed(entries):
-            put(entry.path, entry.before)
-        raise Refused(f"the change could not be completed and was taken back:\n{complaint}")
+    if complaint is None:
+        for _entry, aside in begun:
+            if aside is not None:
+                os.unlink(aside)
+        return
+    stuck = []
+    for entry, aside in reversed(begun):
+        try:
+            if aside is not None:
+                os.rename(aside, entry.path)
+                # rename(2) does nothing, and says so to nobody, where both names are still the same file.
+                if os.path.lexists(aside):
+                    os.unlink(aside)
+            elif state_of(entry.path) != entry.before:
+                put(entry.path, entry.before)
+        except OSError as error:
+            stuck.append(f"{entry.path} ({error})")
+    if stuck:
+        raise Refused(
+            f"the change could not be completed:\n{complaint}\nand these could not be taken back: {', '.join(stuck)}. "
+            f"Their previous contents are below {module.params['backup_dir']}/{module.params['name']}."
+        )
+    raise Refused(f"the change could not be completed and was taken back:\n{complaint}")
 
 
 def shown(state):

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import os
 import socket
+import subprocess
 import textwrap
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -121,6 +123,34 @@ def test_a_write_that_fails_half_way_is_taken_back(change, host):
     report = change(**arguments)
     assert report["failed"] is True
     assert snapshot(host / "etc") == before
+
+
+@pytest.fixture
+def small_disk(host) -> Iterator[Path]:
+    """A file system with room for a few small files, where modules would lie."""
+    if os.geteuid() != 0:
+        pytest.skip("NOT TESTED: mounting a small file system needs root")
+    disk = host / "modules"
+    disk.mkdir()
+    subprocess.run(["mount", "-t", "tmpfs", "-o", "size=256k", "tmpfs", disk], check=True)
+    yield disk
+    subprocess.run(["umount", disk], check=True)
+
+
+def test_a_disk_that_fills_up_half_way_is_no_obstacle_to_going_back(change, small_disk):
+    """Old and new of the first file fit; the second does not, and then there is no room for copies of the old."""
+    for name in ("first.so", "second.so"):
+        (small_disk / name).write_text(f"socket_handoff.fleet {name}".ljust(60_000))
+    before = snapshot(small_disk)
+    wanted = [
+        {"path": str(small_disk / "first.so"), "content": "socket_handoff.fleet".ljust(90_000)},
+        {"path": str(small_disk / "second.so"), "content": "socket_handoff.fleet".ljust(200_000)},
+    ]
+    report = change(files=wanted)
+    assert report["failed"] is True
+    assert "No space left" in report["msg"]
+    assert "taken back" in report["msg"]
+    assert snapshot(small_disk) == before
 
 
 def test_check_mode_says_the_same_and_touches_nothing(change, host):
