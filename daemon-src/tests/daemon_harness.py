@@ -28,7 +28,7 @@ def wait_for(condition: Callable[[], T], what: str, timeout: float = TIMEOUT) ->
     deadline = time.monotonic() + timeout
     while not (value := condition()):
         assert time.monotonic() < deadline, f"not within {timeout} s: {what}"
-        time.sleep(0.005)
+        time.sleep(0.005)  # the interval of a bounded poll
     return value
 
 

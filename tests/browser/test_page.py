@@ -77,7 +77,7 @@ def test_the_whole_answer_arrives_and_is_asked_for_once(asking_page: Page) -> No
     answer = page.answer
     assert len(answer) > 100
     # The daemon has closed the connection. Nothing may be asked again, also not when EventSource would.
-    time.sleep(RECONNECT + 1)
+    time.sleep(RECONNECT + 1)  # that something does not happen can only be waited for
     assert page.requests().count("/stream.php") == 1
     assert page.answer == answer
     assert page.state == "done"

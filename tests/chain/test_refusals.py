@@ -69,18 +69,3 @@ def test_a_user_of_the_host_cannot_reach_the_socket(host: Host) -> None:
     probe = "import socket; socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET).connect('/run/streaming-daemon.sock')"
     result = host.run(f'runuser -u nobody -- python3 -c "{probe}"')
     assert result.rc != 0 and "PermissionError" in result.stderr, result.stderr
-
-
-def test_htaccess_cannot_hand_off(host: Host, session: object, address: str) -> None:
-    """Whoever may write files below the document root gains nothing by it."""
-    folder = "/var/www/handoff-app/public/htaccess-test"
-    host.check_output(
-        f"mkdir -p {folder} && echo static >{folder}/file.txt && echo 'SocketHandoffEnabled On' >{folder}/.htaccess"
-    )
-    try:
-        answer = session.get("/htaccess-test/file.txt")  # type: ignore[attr-defined]
-        # Either .htaccess is not read at all (AllowOverride None), or the directive is an error in it.
-        assert answer.status in (200, 500), answer.status
-        assert answer.status == 500 or answer.body == b"static\n"
-    finally:
-        host.check_output(f"rm -r {folder}")
