@@ -10,6 +10,8 @@
 #include "apr_portable.h"
 #include "http_core.h"
 
+#include "handoff_config.h"
+
 #include <errno.h>
 #include <fcntl.h>
 #include <sys/socket.h>
@@ -65,10 +67,16 @@ apr_status_t handoff_detach_commit(handoff_detach *detach)
     }
     close(detach->dead_fd);
     detach->dead_fd = -1;
+    ap_set_module_config(detach->c->conn_config, &socket_handoff_module, detach->c);
 
     /* Also keeps httpd from discarding a request body or looking for a pipelined request. */
     detach->c->keepalive = AP_CONN_CLOSE;
     return rv;
+}
+
+int handoff_is_detached(conn_rec *c)
+{
+    return ap_get_module_config(c->conn_config, &socket_handoff_module) != NULL;
 }
 
 void handoff_detach_abandon(handoff_detach *detach)

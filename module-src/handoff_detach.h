@@ -33,6 +33,9 @@ apr_status_t handoff_detach_prepare(handoff_detach *detach, conn_rec *c);
  * request does. */
 apr_status_t handoff_detach_commit(handoff_detach *detach);
 
+/* Whether the client of this connection was given away earlier. */
+int handoff_is_detached(conn_rec *c);
+
 /* The client was not sent: undoes prepare; the connection goes on as before. */
 void handoff_detach_abandon(handoff_detach *detach);
 

@@ -16,23 +16,25 @@
  *      │     asked and permitted,                              EOS
  *      │     or asked and refused
  *      └──────────────────────────────▶ COLLECT ──────────────────▶ ACT ─────────────────▶ DONE
- *                                       body thrown away,           hand off, or answer   whatever
+ *                                       body swallowed,             hand off, or answer   whatever
  *                                       handler runs to its end     with the error        comes is
  *                                                                                         dropped
  *
  * Acting at EOS and not at the first byte means that the handler is finished: PHP has closed its
- * session, FastCGI its connection, and nobody reads or writes the client any more.
+ * session, and nobody reads or writes the client any more. (mod_proxy_fcgi may still find that its
+ * application died; what it then answers reaches nobody.)
  */
 
 #include "httpd.h"
+#include "util_filter.h"
 
 /* Headers by which an application asks. Removed from every response. */
 #define HANDOFF_HEADER_TARGET "X-Socket-Handoff"
 #define HANDOFF_HEADER_DATA "X-Handoff-Data"
+#define HANDOFF_HEADER_DATA_FROM "X-Handoff-Data-From"
 
-/* Notes for the access log, %<{handoff-target}n and %<{handoff-result}n. */
-#define HANDOFF_NOTE_TARGET "handoff-target"
-#define HANDOFF_NOTE_RESULT "handoff-result"
+/* Its only value: the data is the body that the application writes. */
+#define HANDOFF_DATA_FROM_BODY "response-body"
 
 void handoff_filter_register(void);
 
@@ -40,5 +42,8 @@ void handoff_filter_register(void);
 int handoff_forget_request_headers(request_rec *r);
 void handoff_insert_filters(request_rec *r);
 void handoff_insert_error_filter(request_rec *r);
+
+/* An output filter function that passes nothing on. */
+apr_status_t handoff_swallow(ap_filter_t *f, apr_bucket_brigade *bb);
 
 #endif

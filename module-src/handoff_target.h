@@ -18,6 +18,13 @@
 
 #include <stddef.h>
 
+#include "handoff_wire.h"
+
+/* What SocketHandoffTarget permits. */
+#define HANDOFF_NAME_MAX 64       /* bytes of a target's name                                     */
+#define HANDOFF_HEADERS_MAX 32    /* names in headers=                                            */
+#define HANDOFF_TARGET_SCHEME "unix:"
+
 typedef enum {
     HANDOFF_PATH_OK,
     HANDOFF_PATH_EMPTY,           /* nothing there, or only the directory where a socket is needed */
@@ -26,7 +33,8 @@ typedef enum {
     HANDOFF_PATH_CONTROL_BYTE,    /* a byte below 0x20 or 0x7f                                     */
     HANDOFF_PATH_OUTSIDE_RUN,     /* not below /run or /var/run                                    */
     HANDOFF_PATH_BAD_COMPONENT,   /* an empty, "." or ".." component                               */
-    HANDOFF_PATH_NOT_PERMITTED    /* well-formed, but below none of the allowed prefixes           */
+    HANDOFF_PATH_NOT_PERMITTED,   /* well-formed, but below none of the allowed prefixes           */
+    HANDOFF_PATH_NO_SCHEME        /* does not begin with unix:                                    */
 } handoff_path_verdict;
 
 /* What may be handed to. Lives as long as the configuration that owns the strings. */
@@ -51,13 +59,52 @@ handoff_path_verdict handoff_prefix_parse(const char *text, const char **below);
 handoff_path_verdict handoff_target_resolve(const char *text, const handoff_target_policy *policy,
                                             handoff_target *target);
 
-/* Opens the socket's name (O_PATH) component by component from /run, following no symlink, so
- * that what was checked is what gets connected. Returns a descriptor for /proc/self/fd, or -1
- * with errno: ELOOP a symlink, ENOTDIR or ENOTSOCK something of the wrong kind in the way,
- * otherwise whatever open(2) says. */
+/* Takes the address of a declared target apart, "unix:/run/llm.sock": on HANDOFF_PATH_OK *path is
+ * the part behind "unix:" and *target the socket, both in the caller's string. */
+handoff_path_verdict handoff_address_parse(const char *text, const char **path,
+                                           handoff_target *target);
+
+/* The same for a bare path: any socket below /run, whatever the policy says. */
+handoff_path_verdict handoff_socket_parse(const char *text, handoff_target *target);
+
+/* Whether a target may be called that: a letter or digit, then up to 63 letters, digits, ".", "_"
+ * and "-"; but neither "all" nor "none", which are words of SocketHandoffAllow. */
+int handoff_name_is_good(const char *name);
+
+/* What the key=value arguments of one SocketHandoffTarget say. The strings point into what was
+ * parsed. */
+typedef struct {
+    handoff_transport transport;
+    int envelope;
+    int ack;
+    const char *user;             /* a name or a number, NULL                                     */
+    long long user_id;            /* the number, -1 where it is a name                            */
+    int timeout_ms;               /* 0: not given                                                 */
+    int retries;                  /* -1: not given                                                */
+    const char *headers;          /* good names, separated by commas; NULL                        */
+    const char *backup;           /* NULL                                                         */
+    int max_fails;
+    int retry_ms;
+    unsigned int given;           /* a bit per key that was parsed                                */
+} handoff_target_options;
+
+/* What holds where nothing is given. */
+void handoff_options_init(handoff_target_options *options);
+
+/* Takes one key=value into the options. NULL, or what it must be instead and how to mend it:
+ * static, completes `SocketHandoffTarget "key=value": ...`. The options are unchanged then. */
+const char *handoff_option_parse(const char *text, handoff_target_options *options);
+
+/* After the last one: NULL, or why they do not go together; static, like the above. */
+const char *handoff_options_check(const handoff_target_options *options);
+
+/* Opens the socket's name (O_PATH), following no symlink: in one call where the kernel has
+ * openat2(2), otherwise component by component from /run. Either way what was checked is what gets
+ * connected. Returns a descriptor for /proc/self/fd, or -1 with errno: ELOOP a symlink, ENOTDIR or
+ * ENOTSOCK something of the wrong kind in the way, otherwise whatever open(2) says. */
 int handoff_target_open(const handoff_target *target);
 
-/* The same walk from an open directory; what handoff_target_open does after opening /run. */
+/* That walk, from an open directory. */
 int handoff_target_open_at(int dirfd, const char *below);
 
 #endif

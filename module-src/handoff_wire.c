@@ -8,6 +8,7 @@
 #include "handoff_wire.h"
 
 #include <errno.h>
+#include <fcntl.h>
 #include <poll.h>
 #include <stdint.h>
 #include <stdio.h>
@@ -20,6 +21,9 @@
 
 /* The kernel keeps this much of SO_SNDBUF for itself (unix_dgram_sendmsg: len > sndbuf - 32). */
 #define SEQPACKET_OVERHEAD 32
+
+/* No socket's buffer is smaller (SOCK_MIN_SNDBUF in the kernel), so it need not be asked. */
+#define ALWAYS_FITS 4096
 
 /* The first pause between two attempts; each further one is twice as long. */
 #define FIRST_PAUSE_MS 10
@@ -37,9 +41,18 @@ static void pause_ms(int ms)
     (void)poll(NULL, 0, ms);
 }
 
-/* A daemon that restarts, or is busy for a moment, looks like this. */
-static int is_transient(int err)
+/* Not the daemon's fault: this process, or the system, is out of something. */
+static int is_our_lack(int err)
 {
+    return err == EMFILE || err == ENFILE || err == ENOMEM || err == ENOBUFS;
+}
+
+/* A daemon that restarts, or is busy for a moment, looks like this. */
+static int is_transient(handoff_wire_outcome outcome, int err)
+{
+    if (outcome == HANDOFF_WIRE_NOT_ACKED) {
+        return err == ECONNRESET;
+    }
     switch (err) {
     case ENOENT:
     case ECONNREFUSED:
@@ -53,10 +66,11 @@ static int is_transient(int err)
     }
 }
 
-/* Gives the next blocking call on fd what is left until the deadline. A non-blocking connect(2)
- * would answer EAGAIN at once when the backlog is full (AF_UNIX never says EINPROGRESS);
- * SO_SNDTIMEO makes connect(2) and sendmsg(2) wait, and no longer than this. */
-static int limit_wait(int fd, int64_t deadline)
+/* Lets the next call on fd block until the deadline. Sockets begin non-blocking, because nearly
+ * always there is nothing to wait for. When there is, poll(2) would be of no use: connect(2) to a
+ * full backlog answers EAGAIN (AF_UNIX never says EINPROGRESS) and no event tells when to try again.
+ * A blocking connect(2) or sendmsg(2) waits in the kernel, and SO_SNDTIMEO ends that. */
+static int wait_until(int fd, int64_t deadline)
 {
     int64_t left = deadline - now_us();
     struct timeval tv;
@@ -66,46 +80,65 @@ static int limit_wait(int fd, int64_t deadline)
     }
     tv.tv_sec = (time_t)(left / 1000000);
     tv.tv_usec = (suseconds_t)(left % 1000000);
-    return setsockopt(fd, SOL_SOCKET, SO_SNDTIMEO, &tv, sizeof(tv)) == 0 ? 0 : errno;
+    if (setsockopt(fd, SOL_SOCKET, SO_SNDTIMEO, &tv, sizeof(tv)) != 0
+        || fcntl(fd, F_SETFL, 0) != 0) {
+        return errno;
+    }
+    return 0;
 }
 
 static int connect_until(int fd, const struct sockaddr_un *address, int64_t deadline)
 {
-    for (;;) {
-        int err = limit_wait(fd, deadline);
+    int waits = 0;
 
-        if (err != 0) {
-            return err;
-        }
+    for (;;) {
         if (connect(fd, (const struct sockaddr *)address, sizeof(*address)) == 0) {
-            return 0;
+            /* What this call was allowed to wait is not what the next one may. */
+            return waits && fcntl(fd, F_SETFL, O_NONBLOCK) != 0 ? errno : 0;
         }
-        if (errno != EINTR) {
+        if (errno != EINTR && (errno != EAGAIN || waits)) {
             return errno;
+        }
+        waits = waits || errno == EAGAIN;
+        if (waits) {
+            int err = wait_until(fd, deadline);
+
+            if (err != 0) {
+                return err;
+            }
         }
     }
 }
 
 /* Connects to the socket behind an O_PATH descriptor. Going through /proc/self/fd reaches the very
  * inode that was checked, and frees us from the 108 bytes of sun_path. */
-static handoff_wire_outcome connect_name(int name, int64_t deadline, int *fd,
-                                         handoff_wire_report *report)
+static handoff_wire_outcome connect_name(int name, handoff_transport transport, int64_t deadline,
+                                         int *fd, handoff_wire_report *report)
 {
-    static const int types[] = { SOCK_SEQPACKET, SOCK_STREAM };
+    static const struct {
+        int type;
+        handoff_transport only;   /* that asks for it, besides AUTO                               */
+    } kinds[] = {
+        { SOCK_SEQPACKET, HANDOFF_TRANSPORT_SEQPACKET },
+        { SOCK_STREAM, HANDOFF_TRANSPORT_STREAM },
+    };
     struct sockaddr_un address;
     size_t i;
 
     memset(&address, 0, sizeof(address));
     address.sun_family = AF_UNIX;
-    snprintf(address.sun_path, sizeof(address.sun_path), "/proc/self/fd/%d", name);
+    (void)snprintf(address.sun_path, sizeof(address.sun_path), "/proc/self/fd/%d", name);
 
-    for (i = 0; i < sizeof(types) / sizeof(types[0]); i++) {
-        *fd = socket(AF_UNIX, types[i] | SOCK_CLOEXEC, 0);
+    for (i = 0; i < sizeof(kinds) / sizeof(kinds[0]); i++) {
+        if (transport != HANDOFF_TRANSPORT_AUTO && transport != kinds[i].only) {
+            continue;
+        }
+        *fd = socket(AF_UNIX, kinds[i].type | SOCK_CLOEXEC | SOCK_NONBLOCK, 0);
         if (*fd < 0) {
             report->error = errno;
             return HANDOFF_WIRE_LOCAL_FAILED;
         }
-        report->is_stream = types[i] == SOCK_STREAM;
+        report->is_stream = kinds[i].type == SOCK_STREAM;
         report->error = connect_until(*fd, &address, deadline);
         if (report->error == 0) {
             return HANDOFF_WIRE_SENT;
@@ -116,7 +149,60 @@ static handoff_wire_outcome connect_name(int name, int64_t deadline, int *fd,
             break;
         }
     }
-    return HANDOFF_WIRE_CONNECT_FAILED;
+    return is_our_lack(report->error) ? HANDOFF_WIRE_LOCAL_FAILED : HANDOFF_WIRE_CONNECT_FAILED;
+}
+
+/* Who called listen(2). Nothing has been sent yet, so a stranger learns only that Apache came. */
+static handoff_wire_outcome check_peer(int fd, long long wanted, handoff_wire_report *report)
+{
+    struct ucred peer;
+    socklen_t length = sizeof(peer);
+
+    if (getsockopt(fd, SOL_SOCKET, SO_PEERCRED, &peer, &length) != 0) {
+        report->error = errno;
+        return HANDOFF_WIRE_LOCAL_FAILED;
+    }
+    report->peer_uid = (long long)peer.uid;
+    if (report->peer_uid != wanted) {
+        report->error = EPERM;
+        return HANDOFF_WIRE_WRONG_PEER;
+    }
+    return HANDOFF_WIRE_SENT;
+}
+
+/* Room for two bytes, so that a daemon that says more than one is not taken for one of ours. */
+static handoff_wire_outcome await_ack(int fd, int64_t deadline, handoff_wire_report *report)
+{
+    unsigned char said[2];
+    struct pollfd answer = { .fd = fd, .events = POLLIN };
+    ssize_t n = -1;
+
+    do {
+        /* Rounded up, or the last part of a millisecond would be spent spinning. */
+        int64_t left = (deadline - now_us() + 999) / 1000;
+
+        report->error = EAGAIN;
+        if (left > 0) {
+            int ready = poll(&answer, 1, (int)left);
+
+            if (ready > 0) {
+                n = recv(fd, said, sizeof(said), MSG_DONTWAIT);
+            }
+            report->error = ready == 0 ? EAGAIN : n < 0 ? errno : 0;
+        }
+    } while (report->error == EINTR);
+
+    if (n == 1 && said[0] == HANDOFF_WIRE_ACK) {
+        return HANDOFF_WIRE_SENT;
+    }
+    if (n == 1 && said[0] == HANDOFF_WIRE_NAK) {
+        report->error = EBUSY;
+        return HANDOFF_WIRE_REFUSED;
+    }
+    if (n >= 0) {
+        report->error = n == 0 ? ECONNRESET : EPROTO;
+    }
+    return HANDOFF_WIRE_NOT_ACKED;
 }
 
 static ssize_t send_some(int fd, const char *bytes, size_t length,
@@ -124,7 +210,7 @@ static ssize_t send_some(int fd, const char *bytes, size_t length,
 {
     union {
         char space[CMSG_SPACE(sizeof(int) * HANDOFF_WIRE_MAX_FDS)];
-        struct cmsghdr align;
+        struct cmsghdr header;    /* for its alignment, and because it comes first                */
     } control;
     struct iovec iov = { .iov_base = (void *)(uintptr_t)bytes, .iov_len = length };
     struct msghdr msg;
@@ -134,12 +220,11 @@ static ssize_t send_some(int fd, const char *bytes, size_t length,
     msg.msg_iovlen = 1;
     if (with_fds != NULL) {
         size_t size = sizeof(int) * with_fds->fd_count;
-        struct cmsghdr *cmsg;
+        struct cmsghdr *cmsg = &control.header;
 
         memset(&control, 0, sizeof(control));
         msg.msg_control = control.space;
         msg.msg_controllen = CMSG_SPACE(size);
-        cmsg = CMSG_FIRSTHDR(&msg);
         cmsg->cmsg_level = SOL_SOCKET;
         cmsg->cmsg_type = SCM_RIGHTS;
         cmsg->cmsg_len = CMSG_LEN(size);
@@ -166,28 +251,35 @@ static handoff_wire_outcome send_message(int fd, const handoff_wire_message *mes
 {
     const char *bytes = message->bytes;
     size_t sent = 0;
+    int waits = 0;
 
-    report->limit = message_limit(fd);
-    if (message->length > report->limit) {
-        report->error = EMSGSIZE;
-        return HANDOFF_WIRE_TOO_LARGE;
+    if (message->length > ALWAYS_FITS) {
+        report->limit = message_limit(fd);
+        if (message->length > report->limit) {
+            report->error = EMSGSIZE;
+            return HANDOFF_WIRE_TOO_LARGE;
+        }
     }
     while (sent < message->length) {
         ssize_t n = -1;
 
-        report->error = limit_wait(fd, deadline);
+        report->error = waits ? wait_until(fd, deadline) : 0;
         if (report->error == 0) {
             n = send_some(fd, bytes + sent, message->length - sent, sent == 0 ? message : NULL);
-            if (n < 0) {
-                report->error = errno;
-            }
+            report->error = n < 0 ? errno : 0;
         }
         if (n > 0) {
             sent += (size_t)n;
         }
+        else if (report->error == EAGAIN && !waits) {
+            waits = 1;
+        }
         else if (report->error != EINTR) {
             if (sent > 0) {
                 return HANDOFF_WIRE_SENT_SHORT;
+            }
+            if (is_our_lack(report->error)) {
+                return HANDOFF_WIRE_LOCAL_FAILED;
             }
             return report->error == EMSGSIZE ? HANDOFF_WIRE_TOO_LARGE : HANDOFF_WIRE_SEND_FAILED;
         }
@@ -206,14 +298,23 @@ static handoff_wire_outcome attempt(const handoff_wire_message *message,
 
     if (name < 0) {
         report->error = errno;
-        return HANDOFF_WIRE_OPEN_FAILED;
+        return is_our_lack(errno) ? HANDOFF_WIRE_LOCAL_FAILED : HANDOFF_WIRE_OPEN_FAILED;
     }
-    outcome = connect_name(name, connect_by, &fd, report);
+    outcome = connect_name(name, order->transport, connect_by, &fd, report);
     close(name);
+    if (outcome != HANDOFF_WIRE_SENT) {
+        return outcome;
+    }
+    if (order->peer_uid >= 0) {
+        outcome = check_peer(fd, order->peer_uid, report);
+    }
+    if (outcome == HANDOFF_WIRE_SENT && order->wants_ack) {
+        outcome = await_ack(fd, done_by, report);
+    }
     if (outcome == HANDOFF_WIRE_SENT) {
         outcome = send_message(fd, message, done_by, report);
-        close(fd);
     }
+    close(fd);
     return outcome;
 }
 
@@ -240,11 +341,17 @@ handoff_wire_outcome handoff_wire_deliver(const handoff_wire_message *message,
     handoff_wire_outcome outcome;
 
     memset(report, 0, sizeof(*report));
+    report->peer_uid = -1;
+    if (message->length == 0 || message->fd_count == 0
+        || message->fd_count > HANDOFF_WIRE_MAX_FDS) {
+        report->error = EINVAL;
+        return HANDOFF_WIRE_LOCAL_FAILED;
+    }
     for (;;) {
         report->attempts++;
         outcome = attempt(message, order, connect_by, done_by, report);
         if (outcome == HANDOFF_WIRE_SENT || outcome == HANDOFF_WIRE_SENT_SHORT
-            || !is_transient(report->error)
+            || !is_transient(outcome, report->error)
             || report->attempts > order->max_retries
             || now_us() + (int64_t)pause * 1000 >= connect_by) {
             break;

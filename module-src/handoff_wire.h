@@ -18,17 +18,33 @@
 
 #include <stddef.h>
 
-/* Room for the client and, for messages to come, a payload. */
+/* The client and, in an envelope, the payload. */
 #define HANDOFF_WIRE_MAX_FDS 2
+
+/* What a daemon says after it accepted a connection of a target with ack=on: one byte. */
+#define HANDOFF_WIRE_ACK 0x06     /* ready to receive the message                                 */
+#define HANDOFF_WIRE_NAK 0x15     /* not now; Apache tries the next target, or answers 503        */
+
+typedef enum {
+    HANDOFF_TRANSPORT_AUTO,       /* SOCK_SEQPACKET, or what the daemon listens on                */
+    HANDOFF_TRANSPORT_SEQPACKET,
+    HANDOFF_TRANSPORT_STREAM
+} handoff_transport;
 
 typedef enum {
     HANDOFF_WIRE_SENT,            /* the daemon has the whole message and the descriptors         */
     HANDOFF_WIRE_SENT_SHORT,      /* it has the descriptors but not the message's end             */
     HANDOFF_WIRE_OPEN_FAILED,     /* the socket's name could not be opened                        */
     HANDOFF_WIRE_CONNECT_FAILED,  /* nobody accepts, or not in time                               */
+    HANDOFF_WIRE_WRONG_PEER,      /* whoever listens is not order.peer_uid; see report.peer_uid;
+                                   * error EPERM                                                  */
+    HANDOFF_WIRE_NOT_ACKED,       /* no ACK: error EAGAIN silence until the deadline, ECONNRESET
+                                   * hung up, EPROTO said something else than ACK and NAK         */
+    HANDOFF_WIRE_REFUSED,         /* NAK; error EBUSY                                             */
     HANDOFF_WIRE_SEND_FAILED,     /* connected, but nothing was taken                             */
     HANDOFF_WIRE_TOO_LARGE,       /* the message does not fit; see report.limit                   */
-    HANDOFF_WIRE_LOCAL_FAILED     /* this process could not make a socket                         */
+    HANDOFF_WIRE_LOCAL_FAILED     /* this process is out of descriptors or memory, or EINVAL: the
+                                   * message has no bytes or a wrong number of descriptors        */
 } handoff_wire_outcome;
 
 /* What is sent. The bytes and the descriptors stay the caller's. */
@@ -45,14 +61,20 @@ typedef struct {
                                      * close, or -1 with errno; called once per attempt, because
                                      * a restarted daemon may have made a new socket            */
     void *baton;
+    handoff_transport transport;
+    int wants_ack;                /* wait for one byte before the message is sent                 */
+    long long peer_uid;           /* SO_PEERCRED (unix(7)) of the listener must be this; -1: any  */
     int connect_timeout_ms;       /* for finding the daemon, all attempts together                */
-    int send_timeout_ms;          /* more for the message; the sum is the deadline of the whole   */
-    int max_retries;              /* attempts after the first                                     */
+    int send_timeout_ms;          /* more for the message; the sum is the deadline of the whole:
+                                   * finding, ACK and sending                                     */
+    int max_retries;              /* attempts after the first, where it looked like a restart or a
+                                   * moment's load; never after silence, NAK or a wrong peer      */
 } handoff_wire_order;
 
 typedef struct {
     int error;                    /* errno of the failure, 0 when sent                            */
-    int attempts;                 /* made, at least 1                                             */
+    int attempts;                 /* made; 0 only when the message is one that none can send      */
+    long long peer_uid;           /* who listens, where order.peer_uid asked; otherwise -1        */
     int is_stream;                /* the daemon listens on SOCK_STREAM, not SOCK_SEQPACKET        */
     size_t limit;                 /* largest message that would have fitted, for TOO_LARGE        */
     long elapsed_us;              /* spent in here                                                */

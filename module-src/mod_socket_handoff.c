@@ -8,10 +8,18 @@
  *
  * This file is the table of contents:
  *   handoff_config   the directives
- *   handoff_filter   one request: take the headers, throw the body away, act at its end
+ *   handoff_filter   one request: take the headers, swallow the body, act at its end
+ *   handoff_request  who may ask, which connections can be given away, what has to be read before
+ *   handoff_deliver  one client to one target or its backup, and what went wrong
+ *   handoff_describe the message, from httpd's view of the request
+ *   handoff_envelope the message, as bytes
+ *   handoff_payload  data beside the message
  *   handoff_target   which sockets may be named, and how to open one without a race
  *   handoff_wire     connect and send
  *   handoff_detach   how the connection is taken away from httpd
+ *   handoff_status   counters, and which target failed lately; handoff_counters in plain C,
+ *                    handoff_status_page as it is shown
+ *   handoff_result   the words for what became of a handoff
  */
 
 #include "httpd.h"
@@ -23,6 +31,7 @@
 
 #include "handoff_config.h"
 #include "handoff_filter.h"
+#include "handoff_status.h"
 #include "handoff_version.h"
 
 #if !AP_MODULE_MAGIC_AT_LEAST(20120211, 102)
@@ -50,7 +59,9 @@ static int say_version(apr_pool_t *pconf, apr_pool_t *plog, apr_pool_t *ptemp, s
 static void register_hooks(apr_pool_t *p)
 {
     (void)p;
+    handoff_config_register();
     handoff_filter_register();
+    handoff_status_register();
     ap_hook_post_config(say_version, NULL, NULL, APR_HOOK_MIDDLE);
     ap_hook_post_read_request(handoff_forget_request_headers, NULL, NULL, APR_HOOK_FIRST);
 

@@ -9,15 +9,22 @@
  *   rh=NAME      answer with the value of that request header, and nothing else of the below
  *   t=PATH       set X-Socket-Handoff
  *   d=DATA       set X-Handoff-Data          dn=N   to N bytes
- *   err=1        put both into err_headers_out, as CGI and FastCGI handlers do
+ *   from=VALUE   set X-Handoff-Data-From
+ *   set=NAME:VALUE  add a response header; may be given several times
+ *   user=NAME    set r->user, as an authentication module does
+ *   err=1        put all of these into err_headers_out, as CGI and FastCGI handlers do
  *   enc=NAME     set Content-Encoding
  *   status=N     set r->status
  *   read=1       read the request body to its end
+ *   text=TEXT    write that
+ *   ctl=N        write N control bytes (0x01)
+ *   bin=N        write N bytes that are no UTF-8 (0xff)
  *   body=N       write N bytes ('b'); a body of 2 bytes is written where neither t nor body is given
  *   flush=1      flush after them
  *   sleep=MS     work for so long afterwards
  *   fail=N       end with an error bucket of that status instead of the end of the stream
  *   ret=N        return that status instead of ending the output
+ *   after=N      end the output, and return that status all the same, as mod_proxy_fcgi does
  *   silent=1     write nothing, not even the end: leave that to httpd, as simple handlers do
  */
 
@@ -67,6 +74,28 @@ static char *fill(request_rec *r, char byte, long count)
     return text;
 }
 
+/* All arguments of that name, each "NAME:VALUE", as headers. */
+static void set_headers(request_rec *r, apr_table_t *headers)
+{
+    char *rest = apr_pstrdup(r->pool, r->args != NULL ? r->args : "");
+    char *last = NULL;
+    char *pair;
+
+    for (pair = apr_strtok(rest, "&", &last); pair != NULL; pair = apr_strtok(NULL, "&", &last)) {
+        if (strncmp(pair, "set=", 4) == 0) {
+            char *name = pair + 4;
+            char *value;
+
+            ap_unescape_urlencoded(name);
+            value = strchr(name, ':');
+            if (value != NULL) {
+                *value++ = '\0';
+                apr_table_add(headers, name, value);
+            }
+        }
+    }
+}
+
 static void read_body(request_rec *r)
 {
     char buffer[8192];
@@ -106,6 +135,13 @@ static int handler(request_rec *r)
     if (arg(r, "dn") != NULL) {
         apr_table_setn(headers, "X-Handoff-Data", fill(r, 'd', number(r, "dn")));
     }
+    if (arg(r, "from") != NULL) {
+        apr_table_set(headers, "X-Handoff-Data-From", arg(r, "from"));
+    }
+    set_headers(r, headers);
+    if (arg(r, "user") != NULL) {
+        r->user = (char *)arg(r, "user");
+    }
     if (arg(r, "enc") != NULL) {
         apr_table_set(headers, "Content-Encoding", arg(r, "enc"));
     }
@@ -126,6 +162,20 @@ static int handler(request_rec *r)
         APR_BRIGADE_INSERT_TAIL(bb, apr_bucket_pool_create(fill(r, 'b', body), (apr_size_t)body,
                                                            r->pool, list));
     }
+    if (arg(r, "text") != NULL) {
+        APR_BRIGADE_INSERT_TAIL(bb, apr_bucket_pool_create(arg(r, "text"), strlen(arg(r, "text")),
+                                                           r->pool, list));
+    }
+    if (arg(r, "ctl") != NULL) {
+        APR_BRIGADE_INSERT_TAIL(bb, apr_bucket_pool_create(fill(r, 1, number(r, "ctl")),
+                                                           (apr_size_t)number(r, "ctl"),
+                                                           r->pool, list));
+    }
+    if (arg(r, "bin") != NULL) {
+        APR_BRIGADE_INSERT_TAIL(bb, apr_bucket_pool_create(fill(r, (char)0xff, number(r, "bin")),
+                                                           (apr_size_t)number(r, "bin"),
+                                                           r->pool, list));
+    }
     if (arg(r, "flush") != NULL) {
         APR_BRIGADE_INSERT_TAIL(bb, apr_bucket_flush_create(list));
     }
@@ -144,6 +194,10 @@ static int handler(request_rec *r)
                                                            list));
     }
     APR_BRIGADE_INSERT_TAIL(bb, apr_bucket_eos_create(list));
+    if (arg(r, "after") != NULL) {
+        ap_pass_brigade(r->output_filters, bb);
+        return (int)number(r, "after");
+    }
 
     /* As mod_proxy_fcgi does: an error of the filters becomes an error of the handler's own. */
     return ap_pass_brigade(r->output_filters, bb) == APR_SUCCESS ? OK : HTTP_SERVICE_UNAVAILABLE;
