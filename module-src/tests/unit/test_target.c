@@ -11,13 +11,19 @@
 #include <errno.h>
 #include <fcntl.h>
 #include <limits.h>
+#include <linux/filter.h>
+#include <linux/seccomp.h>
 #include <pthread.h>
 #include <stdatomic.h>
+#include <stddef.h>
 #include <stdlib.h>
 #include <string.h>
+#include <sys/prctl.h>
 #include <sys/socket.h>
 #include <sys/stat.h>
+#include <sys/syscall.h>
 #include <sys/un.h>
+#include <sys/wait.h>
 #include <unistd.h>
 
 static void prefixes_are_parsed(void)
@@ -165,6 +171,162 @@ static void lengths_are_bounded(void)
     ok(resolve("/run", path, &target) == HANDOFF_PATH_TOO_LONG, "PATH_MAX bounds a path");
 }
 
+static void addresses_of_targets_are_taken_apart(void)
+{
+    static const struct {
+        const char *text;
+        handoff_path_verdict verdict;
+        const char *path;
+        const char *below;
+    } cases[] = {
+        { "unix:/run/a.sock", HANDOFF_PATH_OK, "/run/a.sock", "a.sock" },
+        { "unix:/var/run/llm/a.sock", HANDOFF_PATH_OK, "/var/run/llm/a.sock", "llm/a.sock" },
+        { "unix:/run/unix:/run", HANDOFF_PATH_OK, "/run/unix:/run", "unix:/run" },
+        { "", HANDOFF_PATH_NO_SCHEME, NULL, NULL },
+        { "/run/a.sock", HANDOFF_PATH_NO_SCHEME, NULL, NULL },
+        { "UNIX:/run/a.sock", HANDOFF_PATH_NO_SCHEME, NULL, NULL },
+        { "tcp:/run/a.sock", HANDOFF_PATH_NO_SCHEME, NULL, NULL },
+        { "unix:", HANDOFF_PATH_EMPTY, NULL, NULL },
+        { "unix:/run", HANDOFF_PATH_EMPTY, NULL, NULL },
+        { "unix:/run/", HANDOFF_PATH_EMPTY, NULL, NULL },
+        { "unix:run/a.sock", HANDOFF_PATH_RELATIVE, NULL, NULL },
+        { "unix://run/a.sock", HANDOFF_PATH_OUTSIDE_RUN, NULL, NULL },
+        { "unix:/tmp/a.sock", HANDOFF_PATH_OUTSIDE_RUN, NULL, NULL },
+        { "unix:/run/a/", HANDOFF_PATH_BAD_COMPONENT, NULL, NULL },
+        { "unix:/run/../a", HANDOFF_PATH_BAD_COMPONENT, NULL, NULL },
+        { "unix:/run/a\n", HANDOFF_PATH_CONTROL_BYTE, NULL, NULL },
+    };
+    size_t i;
+
+    for (i = 0; i < sizeof(cases) / sizeof(cases[0]); i++) {
+        handoff_target target = { NULL };
+        const char *path = NULL;
+        handoff_path_verdict verdict = handoff_address_parse(cases[i].text, &path, &target);
+
+        ok(verdict == cases[i].verdict
+           && (cases[i].path == NULL ? path == NULL && target.below == NULL
+               : path != NULL && strcmp(path, cases[i].path) == 0
+                 && strcmp(target.below, cases[i].below) == 0),
+           "address case %zu %s", i, handoff_path_reason(cases[i].verdict));
+    }
+}
+
+static void names_of_targets_are_plain_words(void)
+{
+    static const char *const good[] = {
+        "a", "7", "llm", "LLM-standby_2.eu", "a.", "allow", "nones",
+    };
+    static const char *const bad[] = {
+        "", ".", "-a", "_a", ".a", "a b", "a/b", "a,b", "a=b", "\"", "\xc3\xa4", "a\n", "all",
+        "All", "none", "NONE", "/run/a.sock",
+    };
+    char name[HANDOFF_NAME_MAX + 2];
+    size_t i;
+
+    for (i = 0; i < sizeof(good) / sizeof(good[0]); i++) {
+        ok(handoff_name_is_good(good[i]), "a target may be called %s", good[i]);
+    }
+    for (i = 0; i < sizeof(bad) / sizeof(bad[0]); i++) {
+        ok(!handoff_name_is_good(bad[i]), "bad name case %zu is refused", i);
+    }
+    memset(name, 'n', sizeof(name));
+    name[HANDOFF_NAME_MAX] = '\0';
+    ok(handoff_name_is_good(name), "a name of 64 bytes is good");
+    name[HANDOFF_NAME_MAX] = 'n';
+    name[HANDOFF_NAME_MAX + 1] = '\0';
+    ok(!handoff_name_is_good(name), "one byte more is too long");
+}
+
+static int takes(const char *text, handoff_target_options *options)
+{
+    handoff_options_init(options);
+    return handoff_option_parse(text, options) == NULL;
+}
+
+static void options_of_targets_are_taken(void)
+{
+    handoff_target_options o;
+
+    handoff_options_init(&o);
+    ok(o.transport == HANDOFF_TRANSPORT_AUTO && !o.envelope && !o.ack && o.user == NULL
+       && o.user_id == -1 && o.timeout_ms == 0 && o.retries == -1 && o.headers == NULL
+       && o.backup == NULL && o.max_fails == 5 && o.retry_ms == 2000, "the defaults are as said");
+    ok(takes("transport=stream", &o) && o.transport == HANDOFF_TRANSPORT_STREAM,
+       "transport=stream");
+    ok(takes("TRANSPORT=SeqPacket", &o) && o.transport == HANDOFF_TRANSPORT_SEQPACKET,
+       "keys and words in any case");
+    ok(takes("transport=auto", &o) && o.transport == HANDOFF_TRANSPORT_AUTO, "transport=auto");
+    ok(takes("envelope=on", &o) && o.envelope == 1, "envelope=on");
+    ok(takes("envelope=off", &o) && o.envelope == 0, "envelope=off");
+    ok(takes("ack=On", &o) && o.ack == 1, "ack=On");
+    ok(takes("user=llm", &o) && strcmp(o.user, "llm") == 0 && o.user_id == -1, "user= by name");
+    ok(takes("user=0", &o) && o.user_id == 0, "user= by number");
+    ok(takes("user=4294967294", &o) && o.user_id == 4294967294LL, "the largest uid");
+    ok(takes("user=7up", &o) && o.user_id == -1, "a name may begin with a digit");
+    ok(takes("timeout=1ms", &o) && o.timeout_ms == 1, "the shortest timeout");
+    ok(takes("timeout=10s", &o) && o.timeout_ms == 10000, "the longest timeout, in seconds");
+    ok(takes("timeout=10000ms", &o) && o.timeout_ms == 10000, "and in milliseconds");
+    ok(takes("retries=0", &o) && o.retries == 0, "no retry");
+    ok(takes("retries=10", &o) && o.retries == 10, "ten retries");
+    ok(takes("headers=Cookie", &o) && strcmp(o.headers, "Cookie") == 0, "one header");
+    ok(takes("headers=Cookie,Accept-Language,X_y!", &o), "several headers");
+    ok(takes("backup=llm-standby", &o) && strcmp(o.backup, "llm-standby") == 0, "a backup");
+    ok(takes("maxfails=0", &o) && o.max_fails == 0, "never skipped");
+    ok(takes("maxfails=1000", &o) && o.max_fails == 1000, "skipped after a thousand failures");
+    ok(takes("retry=100ms", &o) && o.retry_ms == 100, "the shortest skipping");
+    ok(takes("retry=60s", &o) && o.retry_ms == 60000, "the longest skipping");
+}
+
+static void nonsense_in_options_is_refused_and_changes_nothing(void)
+{
+    static const char *const bad[] = {
+        "", "=", "transport", "transport=", "transport=tcp", "transport =auto", "transports=auto",
+        "envelope=", "envelope=yes", "envelope=1", "ack=true", "user=", "user=4294967295",
+        "timeout=", "timeout=0ms", "timeout=0s", "timeout=100", "timeout=1.5s",
+        "timeout=-1s", "timeout=11s", "timeout=10001ms", "timeout=1m", "timeout=1 s", "timeout=ms",
+        "timeout=99999999999999999999ms", "timeout=18446744073709551617ms", "retries=",
+        "retries=11", "retries=-1", "retries=1x", "headers=", "headers=,", "headers=Cookie,",
+        "headers=,Cookie", "headers=A,,B", "headers=A B", "headers=A:", "headers=A\n",
+        "headers=\xc3\xa4", "headers=A,b,a", "backup=", "backup=/run/a.sock", "backup=all",
+        "maxfails=", "maxfails=1001", "maxfails=0x5", "retry=99ms", "retry=61s", "retry=60001ms",
+        "retry=2", "colour=red", "envelope", "path=/run/x",
+    };
+    handoff_target_options fresh;
+    handoff_target_options o;
+    char many[HANDOFF_HEADERS_MAX * 4 + 16];
+    char *end;
+    size_t i;
+
+    handoff_options_init(&fresh);
+    for (i = 0; i < sizeof(bad) / sizeof(bad[0]); i++) {
+        const char *why;
+
+        handoff_options_init(&o);
+        why = handoff_option_parse(bad[i], &o);
+        ok(why != NULL && strncmp(why, "must be ", 8) == 0 && strchr(why, ';') != NULL
+           && memcmp(&o, &fresh, sizeof(o)) == 0,
+           "option case %zu is refused with form and fix", i);
+    }
+    handoff_options_init(&o);
+    ok(handoff_option_parse("ack=on", &o) == NULL && handoff_option_parse("ack=off", &o) != NULL
+       && o.ack == 1, "a key that is given twice is refused");
+
+    end = many + sprintf(many, "headers=");
+    for (i = 0; i < HANDOFF_HEADERS_MAX; i++) {
+        end += sprintf(end, "%sX%zu", i > 0 ? "," : "", i);
+    }
+    ok(takes(many, &o), "32 headers are good");
+    sprintf(end, ",Y");
+    ok(!takes(many, &o), "one more is too many");
+
+    handoff_options_init(&o);
+    ok(handoff_options_check(&o) == NULL, "nothing given goes together");
+    ok(handoff_option_parse("headers=Cookie", &o) == NULL && handoff_options_check(&o) != NULL,
+       "headers= without an envelope is refused");
+    ok(handoff_option_parse("envelope=on", &o) == NULL && handoff_options_check(&o) == NULL,
+       "headers= with an envelope is good, in any order");
+}
+
 static int make_socket(int dirfd, const char *name)
 {
     struct sockaddr_un address;
@@ -304,6 +466,92 @@ static void names_are_opened_without_following_symlinks(const char *scratch)
     close(root);
 }
 
+static int opens_below_run(const char *below)
+{
+    handoff_target target = { below };
+    int fd = handoff_target_open(&target);
+    int err = errno;
+
+    if (fd >= 0) {
+        close(fd);
+        return 0;
+    }
+    return err;
+}
+
+/* An exit status that no wrong answer makes. */
+#define CANNOT_FORBID 77
+
+/* From here on this process has no openat2(2), as in some sandboxes. */
+static int forbid_openat2(void)
+{
+    struct sock_filter rules[] = {
+        BPF_STMT(BPF_LD | BPF_W | BPF_ABS, offsetof(struct seccomp_data, nr)),
+        BPF_JUMP(BPF_JMP | BPF_JEQ | BPF_K, SYS_openat2, 0, 1),
+        BPF_STMT(BPF_RET | BPF_K, SECCOMP_RET_ERRNO | EPERM),
+        BPF_STMT(BPF_RET | BPF_K, SECCOMP_RET_ALLOW),
+    };
+    struct sock_fprog program = { sizeof(rules) / sizeof(rules[0]), rules };
+
+    return prctl(PR_SET_NO_NEW_PRIVS, 1, 0, 0, 0) == 0
+           && prctl(PR_SET_SECCOMP, SECCOMP_MODE_FILTER, &program) == 0;
+}
+
+static void targets_are_opened_the_same_with_and_without_openat2(void)
+{
+    char place[] = "/run/handoff-target-XXXXXX";
+    char below[64];
+    char name[128];
+    char command[sizeof(place) + 16];
+    struct sockaddr_un address = { .sun_family = AF_UNIX };
+    int fd = socket(AF_UNIX, SOCK_STREAM, 0);
+    int forbidden;
+
+    if (mkdtemp(place) == NULL) {
+        ok(1, "targets are opened the same with and without openat2 # SKIP /run is not writable");
+        close(fd);
+        return;
+    }
+    snprintf(address.sun_path, sizeof(address.sun_path), "%s/d.sock", place);
+    snprintf(name, sizeof(name), "%s/link.sock", place);
+    if (bind(fd, (struct sockaddr *)&address, sizeof(address)) != 0
+        || symlink("d.sock", name) != 0) {
+        perror("bind");
+    }
+    for (forbidden = 0; forbidden < 2; forbidden++) {
+        const char *how = forbidden ? "without" : "with";
+        pid_t child = fork();
+        int status = 0;
+
+        if (child == 0) {
+            int wrong = 0;
+
+            if (forbidden && !forbid_openat2()) {
+                _exit(CANNOT_FORBID);
+            }
+            snprintf(below, sizeof(below), "%s/d.sock", place + strlen("/run/"));
+            wrong |= (opens_below_run(below) != 0) << 1;
+            snprintf(below, sizeof(below), "%s/link.sock", place + strlen("/run/"));
+            wrong |= (opens_below_run(below) != ELOOP) << 2;
+            snprintf(below, sizeof(below), "%s/none.sock", place + strlen("/run/"));
+            wrong |= (opens_below_run(below) != ENOENT) << 3;
+            wrong |= (opens_below_run(place + strlen("/run/")) != ENOTSOCK) << 4;
+            _exit(wrong);
+        }
+        waitpid(child, &status, 0);
+        if (WIFEXITED(status) && WEXITSTATUS(status) == CANNOT_FORBID) {
+            ok(1, "without openat2 a socket is opened # SKIP no seccomp filter can be set here");
+            continue;
+        }
+        ok(WIFEXITED(status) && WEXITSTATUS(status) == 0,
+           "%s openat2 a socket is opened, a symlink, nothing and a directory are told (%d)", how,
+           WEXITSTATUS(status));
+    }
+    close(fd);
+    snprintf(command, sizeof(command), "rm -rf %s", place);
+    ok(system(command) == 0, "and nothing is left in /run");
+}
+
 int main(void)
 {
     char scratch[] = "/tmp/handoff-target-XXXXXX";
@@ -313,6 +561,11 @@ int main(void)
     paths_are_matched_at_component_borders();
     several_prefixes_are_each_good();
     lengths_are_bounded();
+    addresses_of_targets_are_taken_apart();
+    names_of_targets_are_plain_words();
+    options_of_targets_are_taken();
+    nonsense_in_options_is_refused_and_changes_nothing();
+    targets_are_opened_the_same_with_and_without_openat2();
     if (mkdtemp(scratch) == NULL) {
         perror("mkdtemp");
         return 1;

@@ -5,119 +5,12 @@
 #define _GNU_SOURCE 1
 #endif
 
-#include "handoff_wire.h"
+#include "peer.h"
 #include "tap.h"
 
-#include <dirent.h>
 #include <errno.h>
-#include <fcntl.h>
 #include <poll.h>
 #include <pthread.h>
-#include <stdlib.h>
-#include <string.h>
-#include <sys/socket.h>
-#include <sys/stat.h>
-#include <sys/un.h>
-#include <time.h>
-#include <unistd.h>
-
-static char path[] = "/tmp/handoff-wire-XXXXXX/d.sock";
-static int opened;                          /* how often the wire asked for the name */
-
-static int open_path(void *baton)
-{
-    opened++;
-    return open(baton, O_PATH | O_NOFOLLOW | O_CLOEXEC);
-}
-
-static handoff_wire_order order_for(int connect_ms, int send_ms, int retries)
-{
-    handoff_wire_order order = { open_path, path, connect_ms, send_ms, retries };
-
-    opened = 0;
-    return order;
-}
-
-static void address_of(struct sockaddr_un *address)
-{
-    memset(address, 0, sizeof(*address));
-    address->sun_family = AF_UNIX;
-    strncpy(address->sun_path, path, sizeof(address->sun_path) - 1);
-}
-
-static int listen_as(int type, int backlog)
-{
-    struct sockaddr_un address;
-    int fd = socket(AF_UNIX, type | SOCK_CLOEXEC, 0);
-
-    address_of(&address);
-    unlink(path);
-    if (fd < 0 || bind(fd, (struct sockaddr *)&address, sizeof(address)) != 0
-        || (type != SOCK_DGRAM && listen(fd, backlog) != 0)) {
-        perror("listen_as");
-        exit(1);
-    }
-    return fd;
-}
-
-/* Receives all there is on one connection; returns the bytes, the first descriptor in *fd. */
-static size_t receive(int listener, char *bytes, size_t room, int *fd, int *count)
-{
-    int conn = accept(listener, NULL, NULL);
-    size_t total = 0;
-
-    *fd = -1;
-    *count = 0;
-    for (;;) {
-        union {
-            char space[CMSG_SPACE(sizeof(int) * 8)];
-            struct cmsghdr align;
-        } control;
-        struct iovec iov = { bytes + total, room - total };
-        struct msghdr msg;
-        struct cmsghdr *cmsg;
-        ssize_t n;
-
-        memset(&msg, 0, sizeof(msg));
-        msg.msg_iov = &iov;
-        msg.msg_iovlen = 1;
-        msg.msg_control = control.space;
-        msg.msg_controllen = sizeof(control.space);
-        n = recvmsg(conn, &msg, MSG_CMSG_CLOEXEC);
-        if (n <= 0) {
-            break;
-        }
-        total += (size_t)n;
-        for (cmsg = CMSG_FIRSTHDR(&msg); cmsg != NULL; cmsg = CMSG_NXTHDR(&msg, cmsg)) {
-            int got = (int)((cmsg->cmsg_len - CMSG_LEN(0)) / sizeof(int));
-
-            memcpy(fd, CMSG_DATA(cmsg), sizeof(int));
-            *count += got;
-        }
-    }
-    close(conn);
-    return total;
-}
-
-static int count_descriptors(void)
-{
-    DIR *dir = opendir("/proc/self/fd");
-    int count = 0;
-
-    while (readdir(dir) != NULL) {
-        count++;
-    }
-    closedir(dir);
-    return count;
-}
-
-static int same_pipe(int a, int b)
-{
-    struct stat x;
-    struct stat y;
-
-    return a >= 0 && b >= 0 && fstat(a, &x) == 0 && fstat(b, &y) == 0 && x.st_ino == y.st_ino;
-}
 
 static void plain_messages_arrive(int client)
 {
@@ -146,7 +39,7 @@ static void plain_messages_arrive(int client)
         handoff_wire_message message;
         handoff_wire_report report;
         handoff_wire_outcome outcome;
-        int fd;
+        int fds[8];
         int count;
         size_t total;
 
@@ -158,13 +51,13 @@ static void plain_messages_arrive(int client)
             close(listener);
             continue;
         }
-        total = receive(listener, bytes, 300000, &fd, &count);
+        total = receive(listener, bytes, 300000, fds, &count);
         ok(cases[i].length == 0 ? total == 1 && bytes[0] == '\0'
            : total == cases[i].length && memcmp(bytes, data, total) == 0,
            "%s: the bytes arrive%s", cases[i].name, cases[i].length ? "" : " as one NUL");
-        ok(count == 1 && same_pipe(fd, client), "%s: with exactly the client's descriptor",
+        ok(count == 1 && same_pipe(fds[0], client), "%s: with exactly the client's descriptor",
            cases[i].name);
-        close(fd);
+        close(fds[0]);
         close(listener);
     }
     free(bytes);
@@ -173,28 +66,55 @@ static void plain_messages_arrive(int client)
 
 static void two_descriptors_arrive_in_order(int client)
 {
-    int listener = listen_as(SOCK_SEQPACKET, 4);
-    handoff_wire_order order = order_for(150, 100, 0);
-    handoff_wire_report report;
-    handoff_wire_message message;
-    char bytes[16];
-    int fd;
-    int count;
-    int other[2];
+    static const int types[] = { SOCK_SEQPACKET, SOCK_STREAM };
+    size_t i;
 
-    if (pipe(other) != 0) {
-        exit(1);
+    for (i = 0; i < 2; i++) {
+        int listener = listen_as(types[i], 4);
+        handoff_wire_order order = order_for(150, 100, 0);
+        handoff_wire_report report;
+        handoff_wire_message message;
+        char bytes[16];
+        int fds[8];
+        int count;
+        int other[2];
+
+        if (pipe(other) != 0) {
+            exit(1);
+        }
+        handoff_wire_plain(&message, "x", 1, client);
+        message.fds[message.fd_count++] = other[0];
+        ok(handoff_wire_deliver(&message, &order, &report) == HANDOFF_WIRE_SENT,
+           "%s: a message with two descriptors is sent", i ? "stream" : "seqpacket");
+        receive(listener, bytes, sizeof(bytes), fds, &count);
+        ok(count == 2 && same_pipe(fds[0], client) && same_pipe(fds[1], other[0]),
+           "%s: both arrive, the client first", i ? "stream" : "seqpacket");
+        close(fds[0]);
+        close(fds[1]);
+        close(other[0]);
+        close(other[1]);
+        close(listener);
     }
+}
+
+static void what_nobody_can_send_is_refused(int client)
+{
+    int listener = listen_as(SOCK_SEQPACKET, 4);
+    handoff_wire_order order = order_for(150, 100, 2);
+    handoff_wire_message message;
+    handoff_wire_report report;
+
     handoff_wire_plain(&message, "x", 1, client);
-    message.fds[message.fd_count++] = other[0];
-    ok(handoff_wire_deliver(&message, &order, &report) == HANDOFF_WIRE_SENT,
-       "a message with two descriptors is sent");
-    receive(listener, bytes, sizeof(bytes), &fd, &count);
-    ok(count == 2 && same_pipe(fd, client), "both arrive, the client first");
-    close(fd);
-    close(fd + 1);
-    close(other[0]);
-    close(other[1]);
+    message.length = 0;
+    ok(handoff_wire_deliver(&message, &order, &report) == HANDOFF_WIRE_LOCAL_FAILED
+       && report.error == EINVAL && opened == 0, "no bytes: nobody is asked");
+    handoff_wire_plain(&message, "x", 1, client);
+    message.fd_count = 0;
+    ok(handoff_wire_deliver(&message, &order, &report) == HANDOFF_WIRE_LOCAL_FAILED
+       && report.error == EINVAL && opened == 0, "no descriptor: nobody is asked");
+    message.fd_count = HANDOFF_WIRE_MAX_FDS + 1;
+    ok(handoff_wire_deliver(&message, &order, &report) == HANDOFF_WIRE_LOCAL_FAILED
+       && report.error == EINVAL && opened == 0, "too many descriptors: nobody is asked");
     close(listener);
 }
 
@@ -262,6 +182,45 @@ static void a_dead_daemon_is_told_after_the_retries(int client)
     ok(outcome == HANDOFF_WIRE_CONNECT_FAILED && report.error == EPROTOTYPE
        && report.attempts == 1, "a datagram socket: EPROTOTYPE, not retried");
     close(fd);
+}
+
+static void the_transport_is_what_the_order_says(int client)
+{
+    static const struct {
+        const char *name;
+        int type;
+        handoff_transport transport;
+        handoff_wire_outcome outcome;
+        int is_stream;
+    } cases[] = {
+        { "auto, seqpacket listens", SOCK_SEQPACKET, HANDOFF_TRANSPORT_AUTO, HANDOFF_WIRE_SENT, 0 },
+        { "auto, stream listens", SOCK_STREAM, HANDOFF_TRANSPORT_AUTO, HANDOFF_WIRE_SENT, 1 },
+        { "seqpacket, seqpacket listens", SOCK_SEQPACKET, HANDOFF_TRANSPORT_SEQPACKET,
+          HANDOFF_WIRE_SENT, 0 },
+        { "seqpacket, stream listens", SOCK_STREAM, HANDOFF_TRANSPORT_SEQPACKET,
+          HANDOFF_WIRE_CONNECT_FAILED, 0 },
+        { "stream, stream listens", SOCK_STREAM, HANDOFF_TRANSPORT_STREAM, HANDOFF_WIRE_SENT, 1 },
+        { "stream, seqpacket listens", SOCK_SEQPACKET, HANDOFF_TRANSPORT_STREAM,
+          HANDOFF_WIRE_CONNECT_FAILED, 1 },
+    };
+    size_t i;
+
+    for (i = 0; i < sizeof(cases) / sizeof(cases[0]); i++) {
+        int listener = listen_as(cases[i].type, 4);
+        handoff_wire_order order = order_for(150, 100, 2);
+        handoff_wire_message message;
+        handoff_wire_report report;
+        handoff_wire_outcome outcome;
+
+        order.transport = cases[i].transport;
+        handoff_wire_plain(&message, "x", 1, client);
+        outcome = handoff_wire_deliver(&message, &order, &report);
+        ok(outcome == cases[i].outcome && report.is_stream == cases[i].is_stream
+           && report.error == (outcome == HANDOFF_WIRE_SENT ? 0 : EPROTOTYPE)
+           && report.attempts == 1, "transport %s: %s", cases[i].name,
+           cases[i].outcome == HANDOFF_WIRE_SENT ? "sent" : "EPROTOTYPE, not retried");
+        close(listener);
+    }
 }
 
 static void *listen_a_little_later(void *baton)
@@ -356,6 +315,31 @@ static void a_daemon_that_hangs_up_never_kills_the_sender(int client)
     close(listener);
 }
 
+static int opens_nothing(void *baton)
+{
+    errno = *(int *)baton;
+    return -1;
+}
+
+static void what_this_process_lacks_is_not_the_daemons_fault(int client)
+{
+    static const int lacks[] = { EMFILE, ENFILE, ENOMEM };
+    handoff_wire_message message;
+    handoff_wire_report report;
+    size_t i;
+
+    handoff_wire_plain(&message, "x", 1, client);
+    for (i = 0; i < sizeof(lacks) / sizeof(lacks[0]); i++) {
+        int lack = lacks[i];
+        handoff_wire_order order = order_for(50, 50, 0);
+
+        order.open_name = opens_nothing;
+        order.baton = &lack;
+        ok(handoff_wire_deliver(&message, &order, &report) == HANDOFF_WIRE_LOCAL_FAILED
+           && report.error == lack, "%s is told as our own lack", strerror(lack));
+    }
+}
+
 static void local_failures_are_told(int client)
 {
     handoff_wire_order order = order_for(150, 100, 2);
@@ -378,30 +362,20 @@ static void local_failures_are_told(int client)
 
 int main(void)
 {
-    char *slash = strrchr(path, '/');
-    int client[2];
-    int before;
+    static void (*const tests[])(int client) = {
+        plain_messages_arrive,
+        two_descriptors_arrive_in_order,
+        what_nobody_can_send_is_refused,
+        too_large_is_told_with_the_limit,
+        a_dead_daemon_is_told_after_the_retries,
+        the_transport_is_what_the_order_says,
+        a_daemon_that_restarts_gets_the_message,
+        a_full_backlog_is_waited_for_and_no_longer,
+        a_daemon_that_hangs_up_never_kills_the_sender,
+        local_failures_are_told,
+        what_this_process_lacks_is_not_the_daemons_fault,
+        NULL,
+    };
 
-    *slash = '\0';
-    if (mkdtemp(path) == NULL || pipe(client) != 0) {
-        perror("setup");
-        return 1;
-    }
-    *slash = '/';
-    before = count_descriptors();
-
-    plain_messages_arrive(client[0]);
-    two_descriptors_arrive_in_order(client[0]);
-    too_large_is_told_with_the_limit(client[0]);
-    a_dead_daemon_is_told_after_the_retries(client[0]);
-    a_daemon_that_restarts_gets_the_message(client[0]);
-    a_full_backlog_is_waited_for_and_no_longer(client[0]);
-    a_daemon_that_hangs_up_never_kills_the_sender(client[0]);
-    local_failures_are_told(client[0]);
-
-    ok(count_descriptors() == before, "no descriptor is leaked, the client's is still open");
-    unlink(path);
-    *slash = '\0';
-    rmdir(path);
-    return tap_end();
+    return run_with_client(tests);
 }
