@@ -13,7 +13,7 @@ from collections.abc import Callable, Generator, Iterator
 from pathlib import Path
 
 import pytest
-from handoff_httpd import MPM, ROOM, ErrorLog, Httpd, writable_run
+from handoff_httpd import BUILD, MPM, ROOM, ErrorLog, Httpd, writable_run
 from handoff_standin import Daemon, answer_ok
 
 
@@ -41,6 +41,9 @@ def _config(httpd: Httpd) -> str:
         "socache_shmcb",
         "ssl",
         "rewrite",
+        "reflector",
+        "cache",
+        "cache_disk",
     ]
     if httpd.mpm != "prefork":
         modules.append("http2")
@@ -59,6 +62,10 @@ SocketHandoffAllowedPrefix {run}/ok/
     Require all granted
     AddType text/html .shtml
     AddOutputFilter INCLUDES .shtml
+</Directory>
+<Directory {root}/htdocs/listed>
+    AllowOverride None
+    AllowOverrideList SocketHandoffEnabled SocketHandoffAllow
 </Directory>
 <Location /off>
     SocketHandoffEnabled Off
@@ -84,6 +91,26 @@ SocketHandoffAllowedPrefix {run}/ok/
 </Location>
 <Location /missing>
     ErrorDocument 404 /t?t={run}/ok/d.sock&d=from-errordocument
+</Location>
+<Location /reflect>
+    SetHandler reflector
+    ReflectorHeader X-Foo X-Socket-Handoff
+    ReflectorHeader X-Bar X-Handoff-Data
+</Location>
+CacheQuickHandler off
+CacheRoot {root}/logs
+CacheHeader on
+<Location /cached>
+    CacheEnable disk
+    Header set X-Socket-Handoff {run}/ok/d.sock
+    Header set X-Handoff-Data stolen
+</Location>
+<LocationMatch "^/backend/.*[.]php$">
+    SetHandler "proxy:fcgi://127.0.0.1:1"
+</LocationMatch>
+<Location /dying>
+    SetHandler handoff-test
+    ErrorDocument 500 /t?t={run}/ok/d.sock&d=again
 </Location>
 <Location /status>
     SetHandler server-status
@@ -124,6 +151,11 @@ Listen 127.0.0.1:{port("narrow")}
     SocketHandoffAllowedPrefix {run}/ok/only.sock
 </VirtualHost>
 
+Listen 127.0.0.1:{port("hasty")}
+<VirtualHost 127.0.0.1:{port("hasty")}>
+    RequestReadTimeout header=10 body=1
+</VirtualHost>
+
 Listen 127.0.0.1:{port("patient")}
 <VirtualHost 127.0.0.1:{port("patient")}>
     SocketHandoffConnectTimeoutMs 5000
@@ -140,7 +172,7 @@ def _make_site(httpd: Httpd) -> None:
     (htdocs / "big.bin").write_bytes(bytes(range(256)) * 12_000)
     target = f"{httpd.run}/ok/d.sock"
     (htdocs / "page.shtml").write_text(f'before <!--#include virtual="/t?t={target}&d=included&body=3" --> after\n')
-    for name in ("owner", "enabling", "asis"):
+    for name in ("owner", "enabling", "asis", "asistype", "listed", "cached"):
         (htdocs / name).mkdir()
         (htdocs / name / "file.txt").write_text("static\n")
     (htdocs / "owner" / ".htaccess").write_text(
@@ -148,9 +180,11 @@ def _make_site(httpd: Httpd) -> None:
     )
     (htdocs / "enabling" / ".htaccess").write_text("SocketHandoffEnabled On\n")
     (htdocs / "asis" / ".htaccess").write_text("SetHandler send-as-is\n")
-    (htdocs / "asis" / "file.txt").write_text(
-        f"Status: 200 OK\nX-Socket-Handoff: {target}\nContent-Type: text/plain\n\nas it is\n"
-    )
+    (htdocs / "asistype" / ".htaccess").write_text("ForceType httpd/send-as-is\n")
+    for name in ("asis", "asistype"):
+        (htdocs / name / "file.txt").write_text(
+            f"Status: 200 OK\nX-Socket-Handoff: {target}\nContent-Type: text/plain\n\nas it is\n"
+        )
     subprocess.run(
         [
             "openssl",
@@ -178,7 +212,8 @@ def _make_site(httpd: Httpd) -> None:
 @pytest.fixture(scope="session", autouse=True)
 def built() -> None:
     """The module and its test handler, compiled from what lies here now."""
-    subprocess.run(["make", "-s", "-C", str(ROOM), "all", "build/mod_handoff_test.so"], check=True)
+    build = BUILD.relative_to(ROOM) if BUILD.is_relative_to(ROOM) else BUILD
+    subprocess.run(["make", "-s", "-C", str(ROOM), f"B={build}", "all", f"{build}/mod_handoff_test.so"], check=True)
 
 
 @pytest.fixture(scope="session")
@@ -221,6 +256,8 @@ def clean_error_log(request: pytest.FixtureRequest) -> Iterator[None]:
     log: ErrorLog = request.getfixturevalue("log")
     log.httpd.forget_log()
     yield
+    reports = log.httpd.sanitizer_reports()
+    assert not reports, reports
     assert not log.unexpected()
 
 

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import array
 import fcntl
+import json
 import os
 import queue
 import re
@@ -19,6 +20,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
 from types import TracebackType
+from typing import Any
 
 PATIENCE = 10.0
 """Seconds after which a test that waits gives up; nothing here takes a tenth of it."""
@@ -37,6 +39,7 @@ class Handoff:
 
     data: bytes
     client: socket.socket
+    payload: bytes | None = None  # what the second descriptor held
     nonblocking: bool = field(init=False)
     options: dict[str, object] = field(init=False)
 
@@ -51,6 +54,13 @@ class Handoff:
             "linger": struct.unpack("ii", linger),
         }
         self.client.settimeout(PATIENCE)
+
+    @property
+    def envelope(self) -> dict[str, Any]:
+        """The message as an envelope."""
+        value = json.loads(self.data)
+        assert isinstance(value, dict)
+        return value
 
     def readable(self) -> bytes:
         """What the daemon could read from the client right now."""
@@ -81,6 +91,20 @@ class Handoff:
                 pass
 
 
+def read_payload(fd: int) -> bytes:
+    """The contents of a sealed memfd; it is closed."""
+    try:
+        wanted = fcntl.F_SEAL_SEAL | fcntl.F_SEAL_SHRINK | fcntl.F_SEAL_GROW | fcntl.F_SEAL_WRITE
+        assert fcntl.fcntl(fd, fcntl.F_GET_SEALS) & wanted == wanted, "the payload is not sealed"
+        assert os.lseek(fd, 0, os.SEEK_CUR) == 0
+        data = bytearray()
+        while part := os.pread(fd, 1 << 20, len(data)):
+            data += part
+        return bytes(data)
+    finally:
+        os.close(fd)
+
+
 class Daemon:
     """Listens on a Unix socket; gives each handoff to `answer`, or to a queue for the test."""
 
@@ -92,8 +116,11 @@ class Daemon:
         answer: Callable[[Handoff], None] | None = None,
         mode: int = 0o666,
         backlog: int = 64,
+        ack: bytes | None = None,
     ) -> None:
         self.path = path
+        self.accepted = 0
+        self._ack = ack
         self.handoffs: queue.Queue[Handoff] = queue.Queue()
         self.count = 0
         self._answer = answer
@@ -130,8 +157,14 @@ class Daemon:
                 conn, _ = self._listener.accept()
             except OSError:
                 return
+            self.accepted += 1
             with conn:
-                handoff = self._receive(conn)
+                try:
+                    if self._ack:
+                        conn.sendall(self._ack)
+                    handoff = self._receive(conn)
+                except OSError:
+                    handoff = None  # Apache hung up
             if handoff is None:
                 continue
             self.count += 1
@@ -158,8 +191,8 @@ class Daemon:
             data += part
         if not fds:
             return None
-        assert len(fds) == 1, "the plain message carries one descriptor"
-        return Handoff(data, socket.socket(fileno=fds[0]))
+        assert len(fds) in (1, 2)
+        return Handoff(data, socket.socket(fileno=fds[0]), read_payload(fds[1]) if len(fds) == 2 else None)
 
     def next(self) -> Handoff:
         """The next client, waiting for it."""

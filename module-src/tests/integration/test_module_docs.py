@@ -7,6 +7,7 @@ import base64
 import json
 import re
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 from urllib.parse import quote
 
@@ -25,6 +26,8 @@ pytestmark = pytest.mark.skipif(
 def sources() -> str:
     """All string literals as the compiler joins them."""
     text = "\n".join(path.read_text() for path in sorted(ROOM.glob("handoff_*.c")))
+    for name, value in re.findall(r'#define (HANDOFF_\w+) ("[^"]+")', (ROOM / "handoff_filter.h").read_text()):
+        text = re.sub(rf"\b{name}\b", value, text)
     return re.sub(r'"\s*\n?\s*"', "", text)
 
 
@@ -50,21 +53,18 @@ def test_every_message_in_the_docs_is_in_the_sources() -> None:
 def test_every_error_line_and_advice_in_the_sources_is_in_the_docs() -> None:
     code = sources()
     known = [row[0].strip("`") for row in rows("message")]
-    advice = re.findall(r'HTTP_\w+, "[\w-]+",\s*"([^"]+)"', code)
+    advice = re.findall(r'HTTP_\w+, HANDOFF_\w+,\s*"([^"]+)"', code)
     advice += re.findall(r'return "(it came from [^"]+|SocketHandoffEnabled is[^"]+)"', code)
     lines = re.findall(r"ap_log_rerror\(APLOG_MARK, APLOG_(?:ERR|CRIT|WARNING).*?\);", code, re.DOTALL)
     whole = [line for line in lines if not re.search(r"(failed|ignored): %s", line)]
-    assert len(advice) == 19 and len(lines) - len(whole) == 3 and len(whole) == 10
+    assert (len(advice), len(lines) - len(whole), len(whole)) == (25, 4, 22)
     assert [text for text in advice + whole if not any(k in text for k in known)] == []
 
 
-def test_every_result_in_the_sources_is_in_the_docs() -> None:
-    code = sources()
-    results = set(re.findall(r'set_result\(r, "([\w-]+)"', code))
-    results |= set(re.findall(r'HTTP_\w+, "([\w-]+)",', code))
-    results |= set(re.findall(r'[?:] "(client-gone|refused-body|sent|sent-short)"', code))
-    text = (DOCS / "directives.md").read_text()
-    assert {r for r in results if f"`{r}`" not in text} == set()
+def test_every_result_in_the_sources_is_in_the_docs_and_no_other() -> None:
+    words = re.findall(r'X\(HANDOFF_\w+, +"([\w-]+)"\)', (ROOM / "handoff_result.h").read_text())
+    documented = [word for row in rows("result") for word in re.findall(r"`([\w-]+)`", row[0])]
+    assert len(words) == 23 and sorted(documented) == sorted(words)
 
 
 def test_defaults_in_the_docs_are_the_sources() -> None:
@@ -74,8 +74,9 @@ def test_defaults_in_the_docs_are_the_sources() -> None:
         "SocketHandoffConnectTimeoutMs": "DEFAULT_CONNECT_TIMEOUT_MS",
         "SocketHandoffSendTimeoutMs": "DEFAULT_SEND_TIMEOUT_MS",
         "SocketHandoffMaxRetries": "DEFAULT_MAX_RETRIES",
+        "SocketHandoffMaxPayload": "DEFAULT_MAX_PAYLOAD",
     }.items():
-        assert f"#define {constant} {defaults[name]}\n" in code
+        assert re.search(rf"^#define {constant} {defaults[name]}\b", code, re.MULTILINE)
 
 
 def vectors() -> list[Any]:
@@ -101,3 +102,14 @@ def test_a_vectors_message_reaches_the_daemon_byte_for_byte(
         handoff.finish(response(b""))
         client.rest()
     assert handoff.data == (data or b"\0")
+
+
+def test_every_test_that_the_list_of_hazards_names_exists() -> None:
+    sources = "\n".join(path.read_text() for path in Path(__file__).parent.glob("test_*.py"))
+    defined = set(re.findall(r"^def (test_\w+)\(", sources, re.MULTILINE))
+    lines = [line for line in (ROOM / "tests" / "hazards.md").read_text().splitlines() if re.match(r"\| \d+ \|", line)]
+    named = [re.findall(r"`(test_\w+)`", line) for line in lines]
+    assert len(lines) == 34 and all(
+        names or "module_sanitize" in line for names, line in zip(named, lines, strict=True)
+    )
+    assert [name for names in named for name in names if name not in defined] == []

@@ -4,116 +4,26 @@
 from __future__ import annotations
 
 import json
-import os
-import shutil
-import signal
-import subprocess
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from handoff_httpd import MPM, ErrorLog, Httpd, wait_until
+from handoff_httpd import ErrorLog, Httpd, wait_until
+from handoff_php import KINDS, php_server
 from handoff_standin import Client, Daemon, fetch, response
 
-SCRIPTS = {
-    "stream.php": """<?php
-header('X-Socket-Handoff: ' . $_GET['t']);
-header('X-Handoff-Data: ' . json_encode(['prompt' => $_GET['q'] ?? '', 'method' => $_SERVER['REQUEST_METHOD'],
-    'seen' => $_SERVER['HTTP_X_SOCKET_HANDOFF'] ?? null, 'body' => strlen(file_get_contents('php://input'))]));
-header('Content-Type: text/event-stream');
-""",
-    "working.php": """<?php
-header('X-Socket-Handoff: ' . $_GET['t']);
-header('X-Handoff-Data: {}');
-echo str_repeat('x', 20000);
-flush();
-usleep(50000);
-echo 'and more';
-flush();
-register_shutdown_function(function () { file_put_contents($_GET['mark'], 'done'); });
-""",
-    "plain.php": "<?php echo 'plain php';",
-    "sorry.php": """<?php
-header('X-Sorry: yes');
-echo 'sorry: ', $_SERVER['REDIRECT_STATUS'], ' ', $_SERVER['REQUEST_URI'];
-""",
-    "failing.php": """<?php
-header('X-Socket-Handoff: ' . $_GET['t']);
-http_response_code(404);
-echo 'not here';
-""",
-}
 
-
-@pytest.fixture(scope="module", params=["fpm", "mod_php"] if MPM == "prefork" else ["fpm"])
+@pytest.fixture(scope="module", params=KINDS)
 def php(request: pytest.FixtureRequest, built: None, run_dir: Path) -> Iterator[Httpd]:
-    """A server whose *.php files are run, by a PHP-FPM of our own or by mod_php."""
-    server = Httpd(mpm=MPM, run=run_dir)
-    fpm: subprocess.Popen[bytes] | None = None
-    try:
-        port = server.port("main")
-        for name, text in SCRIPTS.items():
-            (server.root / "htdocs" / name).write_text(text)
-        if request.param == "fpm":
-            fpm, wiring = start_fpm(server)
-        else:
-            wiring = mod_php(server)
-        server.start(f"""
-{server.load("status")}
-Listen 127.0.0.1:{port}
-DocumentRoot {server.root}/htdocs
-CustomLog {server.root}/logs/access "%q st=%>s b=%b X=%X O=%O"
-SocketHandoffAllowedPrefix {run_dir}/ok/
-<Directory {server.root}/htdocs>
-    Require all granted
-</Directory>
-<If "%{{QUERY_STRING}} =~ /errorpage/">
-    ErrorDocument 503 /sorry.php
-</If>
-{wiring}
-""")
+    """Applications name paths, as they do with the original module."""
+    with php_server(request.param, run_dir, f"SocketHandoffAllowedPrefix {run_dir}/ok/") as server:
         yield server
-    finally:
-        server.stop()
-        if fpm is not None:
-            fpm.send_signal(signal.SIGTERM)
-            fpm.wait(10)
 
 
 @pytest.fixture
 def httpd(php: Httpd) -> Httpd:
     """The error log that must stay clean is this server's."""
     return php
-
-
-def start_fpm(server: Httpd) -> tuple[subprocess.Popen[bytes], str]:
-    found = [path for path in map(shutil.which, ("php-fpm8.4", "php-fpm8.2")) if path]
-    if not found:
-        pytest.skip("NOT TESTED: PHP-FPM is not installed (apt install php-fpm)")
-    path = server.run / "fpm.sock"
-    config = server.root / "conf" / "fpm.conf"
-    user = "user = www-data\ngroup = www-data\n" if os.geteuid() == 0 else ""
-    config.write_text(
-        f"[global]\nerror_log = {server.root}/fpm.log\ndaemonize = no\n"
-        f"[www]\n{user}listen = {path}\nlisten.mode = 0666\npm = static\npm.max_children = 2\n"
-    )
-    command = [found[0], "-n", "-F", "-y", str(config)]
-    process = subprocess.Popen(command, stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
-    wait_until(path.is_socket, "PHP-FPM listens")
-    return process, (
-        f"{server.load('proxy', 'proxy_fcgi')}\n"
-        f'<FilesMatch "\\.php$">\nSetHandler "proxy:unix:{path}|fcgi://localhost"\n</FilesMatch>\n'
-    )
-
-
-def mod_php(server: Httpd) -> str:
-    found = sorted(server.modules.glob("libphp*.so"))
-    if not found:
-        pytest.skip("NOT TESTED: mod_php is not installed (apt install libapache2-mod-php)")
-    return (
-        f"LoadModule php_module {found[-1]}\n"
-        '<FilesMatch "\\.php$">\nSetHandler application/x-httpd-php\n</FilesMatch>\n'
-    )
 
 
 def test_a_script_that_sets_the_headers_and_ends_is_handed_off(httpd: Httpd, daemon: Daemon) -> None:

@@ -16,7 +16,7 @@ from threading import Thread
 
 import pytest
 from handoff_httpd import ErrorLog, Httpd, wait_until
-from handoff_standin import PATIENCE, Client, Daemon, answer_ok, fetch
+from handoff_standin import PATIENCE, Client, Daemon, answer_ok, fetch, response
 
 Uri = Callable[..., str]
 
@@ -223,7 +223,7 @@ def test_a_datagram_socket_is_503(httpd: Httpd, target: Path, uri: Uri, log: Err
         target.chmod(0o666)
         assert_unavailable(httpd, uri(d="x"), within=1.0)
     target.unlink()
-    log.expect("handoff to .* failed: the daemon listens on a datagram socket")
+    log.expect("handoff to .* failed: the daemon listens on another kind of socket")
 
 
 @pytest.mark.parametrize("kind", [socket.SOCK_SEQPACKET, socket.SOCK_STREAM])
@@ -236,7 +236,7 @@ def test_data_that_does_not_fit_is_500_and_says_how_much_does(
         assert answer.status == 500
         assert b"</html>" in answer.body
         assert daemon.count == 0
-    log.expect(f"the message is too large; .*has {size} bytes, {size - 32} fit")
+    log.expect(f"the message is too large; .*has {size} bytes, a message takes {size - 32}")
 
 
 # --- the client's answer ----------------------------------------------------------------------
@@ -324,6 +324,17 @@ def test_a_stalled_body_is_408_in_bounded_time(
     assert 2.9 < time.monotonic() - started < 4.5
     assert daemon.count == 0
     log.expect("handoff refused: .* bytes of a request body that the application did not read")
+
+
+def test_mod_reqtimeout_ends_the_wait_for_an_unread_body_sooner(httpd: Httpd, daemon: Daemon, uri: Uri) -> None:
+    """And the answer is one complete response, not a second one behind a handoff."""
+    started = time.monotonic()
+    with Client(httpd.port("hasty")) as client:
+        client.get(uri(d="x", flush=1, body=10), "Content-Length: 5000", method="POST").send(b"12345")
+        assert client.answer().status in (400, 408)
+        client.expect_reset_or_fin()
+    assert 0.9 < time.monotonic() - started < 2.5
+    assert daemon.count == 0
 
 
 def test_a_huge_unread_body_is_413(httpd: Httpd, daemon: Daemon, uri: Uri, log: ErrorLog) -> None:
@@ -422,11 +433,41 @@ def test_htaccess_cannot_switch_the_module_on(httpd: Httpd, log: ErrorLog) -> No
     log.expect("SocketHandoffEnabled not allowed here")
 
 
-def test_a_file_sent_as_is_cannot_hand_off(httpd: Httpd, daemon: Daemon, log: ErrorLog) -> None:
-    answer = fetch(httpd.port("main"), "/asis/file.txt")
+@pytest.mark.parametrize("by", ["asis", "asistype"])
+def test_a_file_sent_as_is_cannot_hand_off(httpd: Httpd, daemon: Daemon, log: ErrorLog, by: str) -> None:
+    """Whether its handler or its type says so."""
+    answer = fetch(httpd.port("main"), f"/{by}/file.txt")
     assert (answer.status, answer.body) == (200, b"as it is\n")
     assert daemon.count == 0
     log.expect("X-Socket-Handoff is ignored: it came from a file")
+
+
+def test_a_client_cannot_hand_itself_off_through_mod_reflector(httpd: Httpd, daemon: Daemon, log: ErrorLog) -> None:
+    with Client(httpd.port("main")) as client:
+        client.post("/reflect", b"body", f"X-Foo: {daemon.path}", "X-Bar: stolen", "Connection: close")
+        assert client.answer().body == b"body"
+    assert daemon.count == 0
+    log.expect("X-Socket-Handoff is ignored: it came from the client")
+
+
+def test_what_a_cache_keeps_carries_no_header_of_ours(httpd: Httpd, daemon: Daemon) -> None:
+    """The client's reader looks at every byte; both are only removed on their way into the cache."""
+    answers = [fetch(httpd.port("main"), "/cached/file.txt") for _ in range(3)]
+    assert {answer.body for answer in answers} == {b"static\n"}
+    assert "HIT" in answers[-1].headers["x-cache"]
+    assert daemon.count == 0
+
+
+def test_a_client_is_handed_off_once_though_the_handler_fails_afterwards(
+    httpd: Httpd, daemon: Daemon, target: Path
+) -> None:
+    """As mod_proxy_fcgi does where the application dies after its output; the ErrorDocument would hand off too."""
+    with Client(httpd.port("main")) as client:
+        client.get(f"/dying?t={target}&d=once&after=500")
+        daemon.next().finish(response(b"ok"))
+        assert client.rest() == response(b"ok")
+    httpd.access_line("d=once&after=500")
+    assert daemon.count == 1
 
 
 @contextmanager
@@ -458,7 +499,7 @@ def http_backend(port: int, target: Path) -> Iterator[list[dict[str, str]]]:
         server.server_close()
 
 
-@pytest.mark.parametrize("path", ["/backend", "/balanced"])
+@pytest.mark.parametrize("path", ["/backend", "/balanced", "/backend/x.php"])
 def test_a_proxied_backend_cannot_hand_off(httpd: Httpd, daemon: Daemon, log: ErrorLog, path: str) -> None:
     with http_backend(httpd.backend, daemon.path) as seen:
         answer = fetch(httpd.port("main"), path, "X-Socket-Handoff: /run/x", "X-Handoff-Data: y")
