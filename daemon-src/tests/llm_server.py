@@ -8,6 +8,7 @@ import ssl
 import struct
 import threading
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 from daemon_harness import TIMEOUT
@@ -23,7 +24,7 @@ class Request:
         lines = head.decode("ascii").split("\r\n")
         self.line = lines[0]
         self.headers = {name.lower(): value for name, _, value in (line.partition(": ") for line in lines[1:])}
-        self.json: Any = json.loads(body)
+        self.json: Any = json.loads(body) if body else None
         self.closed = threading.Event()
 
     def send(self, data: bytes) -> None:
@@ -73,13 +74,17 @@ def error(status: int, code: str, headers: str = "", message: str = "no") -> byt
 class FakeLLM:
     """Answers every request by running ``script``; a connection is kept for the next request while it can be read."""
 
-    def __init__(self, script: Script, tls: ssl.SSLContext | None = None) -> None:
+    def __init__(self, script: Script, tls: ssl.SSLContext | None = None, path: Path | None = None) -> None:
         self.script = script
         self.requests: list[Request] = []
         self.connections = 0
         self._tls = tls
-        self._server = socket.create_server(("127.0.0.1", 0))
-        self.port = int(self._server.getsockname()[1])
+        self.port = 0
+        if path is None:
+            self._server = socket.create_server(("127.0.0.1", 0))
+            self.port = int(self._server.getsockname()[1])
+        else:
+            self._server = socket.create_server(str(path), family=socket.AF_UNIX)
         self._open: list[socket.socket] = []
         threading.Thread(target=self._accept, daemon=True).start()
 
@@ -117,7 +122,7 @@ class FakeLLM:
                         return
                     data += chunk
                 head, _, body = data.partition(b"\r\n\r\n")
-                length = int(head.lower().partition(b"content-length: ")[2].partition(b"\r\n")[0])
+                length = int(head.lower().partition(b"content-length: ")[2].partition(b"\r\n")[0] or 0)
                 while len(body) < length:
                     body += sock.recv(65536)
                 request = Request(sock, head, body)

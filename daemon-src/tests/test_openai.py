@@ -22,6 +22,7 @@ from llm_server import SSE_HEAD, FakeLLM, Request, Script, error, event
 pytest.importorskip("httptools")
 
 KEY = "sk-test-0123456789"
+STREAMED = {"stream": True, "stream_options": {"include_usage": True}}
 PROMPT = {"prompt": "my secret question", "request_id": "r1"}
 
 
@@ -91,13 +92,25 @@ def test_the_request_carries_what_the_application_asked_for(setup: Setup) -> Non
     assert request.headers["accept"] == "text/event-stream"
     assert request.headers["content-type"] == "application/json"
     assert "authorization" not in request.headers
-    assert request.json == {"model": "m-2", "messages": messages, "stream": True, "max_tokens": 5, "temperature": 0.25}
+    assert request.json == {
+        "model": "m-2",
+        "messages": messages,
+        "stream": True,
+        "max_tokens": 5,
+        "temperature": 0.25,
+        **STREAMED,
+    }
 
 
 def test_a_prompt_is_sent_as_a_message_to_the_configured_model(setup: Setup) -> None:
     assert setup(good).ask(PROMPT).complete
     sent = setup.llm.requests[0].json
-    assert sent == {"model": "m-1", "messages": [{"role": "user", "content": PROMPT["prompt"]}], "stream": True}
+    assert sent == {
+        "model": "m-1",
+        "messages": [{"role": "user", "content": PROMPT["prompt"]}],
+        "stream": True,
+        **STREAMED,
+    }
 
 
 def test_the_key_comes_from_the_credential_and_goes_nowhere_else(setup: Setup, tmp_path: Path) -> None:
@@ -248,7 +261,7 @@ def test_a_long_wait_for_the_first_event_is_filled_with_comments(setup: Setup) -
         pinged.wait(TIMEOUT)
         good(request)
 
-    client = setup(script, server="[server]\nheartbeat = 0.1").hand(PROMPT)
+    client = setup(script, server="[server]\nhead_after = 0.1\nheartbeat = 0.1").hand(PROMPT)
     client.read_until(b": ping\n\n: ping\n\n")
     pinged.set()
     response = client.finish()

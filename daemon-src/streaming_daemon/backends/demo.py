@@ -6,6 +6,7 @@ import asyncio
 import re
 
 from ..config import DemoConfig
+from ..envelope import Request
 from ..handoff import Handoff
 from ..wheel import Timed, TimerWheel
 from .base import Sink
@@ -55,7 +56,7 @@ class DemoBackend:
         self._pace = config.tokens_per_second
         self._wheel = wheel
 
-    def start(self, handoff: Handoff, sink: Sink) -> DemoCall:
+    def start(self, handoff: Handoff, request: Request | None, sink: Sink) -> DemoCall:
         excerpt = " ".join(handoff.question().split())
         if len(excerpt) > _EXCERPT:
             excerpt = excerpt[: _EXCERPT - 1] + "…"
