@@ -13,6 +13,7 @@ def _arguments() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         prog="python3 -m streaming_daemon",
         description="Streams language model answers to HTTP clients that Apache hands over.",
+        epilog='"python3 -m streaming_daemon top" shows what the running service is doing; see "top --help".',
     )
     parser.add_argument("--config", metavar="FILE", help="configuration file (TOML)")
     parser.add_argument("--check", action="store_true", help="check the configuration file and exit with 0 or 2")
@@ -31,12 +32,22 @@ def _arguments() -> argparse.ArgumentParser:
     parser.add_argument("--worker", action="store_true", help=argparse.SUPPRESS)
     parser.add_argument("--channel", type=int, help=argparse.SUPPRESS)
     parser.add_argument("--listen", type=int, action="append", default=[], help=argparse.SUPPRESS)
+    for name in ("--board", "--slot", "--roster", "--metrics"):
+        parser.add_argument(name, type=int, help=argparse.SUPPRESS)
     return parser
 
 
 def main() -> int:
+    if sys.argv[1:2] == ["top"]:
+        # Imported here: no service needs what draws a screen.
+        from . import top  # noqa: PLC0415
+
+        return top.main(sys.argv[2:])
     parser = _arguments()
-    args = parser.parse_args()
+    # A worker may have been started by a supervisor that is newer than itself: what it does not know is not for it.
+    args, unknown = parser.parse_known_args()
+    if unknown and not args.worker:
+        parser.error(f"unrecognized arguments: {' '.join(unknown)}")
     # Imported where they are used: a reload must work, and fail cleanly, whatever is wrong with the rest of a release.
     if args.reload:
         from . import control  # noqa: PLC0415
@@ -49,7 +60,8 @@ def main() -> int:
     if args.worker:
         from . import worker  # noqa: PLC0415
 
-        return worker.run(args.config, args.channel, args.listen)
+        inherited = worker.Inherited(args.channel, args.listen, args.board, args.slot, args.roster, args.metrics)
+        return worker.run(args.config, inherited)
     from . import service  # noqa: PLC0415
 
     if args.check:

@@ -3,6 +3,11 @@
 The rules of this room: nothing here ever waits for a peer. The message is normally there when its connection is
 accepted, so it is read at once; a peer without one gets a reader and a deadline. Whatever is wrong with a message, no
 descriptor that came with it survives except the client's, and every refusal is one line in the journal.
+
+With ``listen.ack`` every peer is greeted with one byte: ACK, or NAK where its client would only be told to come back
+later. It is a courtesy that the peer may ignore: a message that comes all the same is received all the same.
+
+Whether to accept at all, and not to leave it to another worker, is asked of ``Balance`` before every single peer.
 """
 
 from __future__ import annotations
@@ -16,7 +21,9 @@ import socket
 from collections.abc import Callable
 
 from .access_log import log
-from .limits import ACCEPT_BATCH, MAX_MESSAGE, MAX_PENDING
+from .balance import Balance, Watcher
+from .board import ACCEPTED, HANDOFF_ERRORS, PENDING, Board, Slot
+from .limits import ACCEPT_BATCH, MAX_MESSAGE, MAX_PENDING, StreamLimit, descriptor_end
 from .wheel import Timed, TimerWheel
 
 # The most that the kernel passes in one message: with less room it would discard some and could not tell which.
@@ -26,10 +33,14 @@ _ANCILLARY = socket.CMSG_SPACE(_MAX_FDS * _INT)
 _SHORT_OF_RESOURCES = (errno.EMFILE, errno.ENFILE, errno.ENOBUFS, errno.ENOMEM)
 _RESOURCE_PAUSE = 0.2
 
-Receiver = Callable[[socket.socket, bytes], None]
+# What docs/wire-protocol.md calls ack.
+_ACK, _NAK = b"\x06", b"\x15"
+
+# Gets the client, the message, and the descriptors behind the client's, which are closed when it returns.
+Receiver = Callable[[socket.socket, bytes, list[int]], None]
 
 
-class Listener(Timed):
+class Listener(Timed, Watcher):
     """One listening socket and the peers that have connected to it and not yet delivered."""
 
     def __init__(
@@ -39,27 +50,44 @@ class Listener(Timed):
         sock: socket.socket,
         timeout: float,
         receiver: Receiver,
+        *,
+        slot: Slot | None = None,
+        balance: Balance | None = None,
+        greets: StreamLimit | None = None,
     ) -> None:
         super().__init__()
+        if slot is None:
+            private, number = Board.private()
+            slot = private.slot(number)
+        self.slot = slot
+        self._balance = balance
         self.loop = loop
         self.wheel = wheel
         self.timeout = timeout
         self.receiver = receiver
+        self._greets = greets
         # One for all: a fresh buffer of this size per message costs more than the rest of the handoff.
         self.buffer = bytearray(MAX_MESSAGE)
         self._sock: socket.socket | None = sock
         self._kind = sock.type
         self._pending: dict[_Peer, None] = {}
+        # The highest descriptor that the last peer brought, and the one to stop at.
+        self.highest = 0
+        self._end = descriptor_end()
 
     def start(self) -> None:
         if self._sock is not None:
             self.loop.add_reader(self._sock.fileno(), self._acceptable)
 
-    def stop(self) -> None:
-        """Accept no more; peers already accepted may still deliver. Others that share the socket go on."""
+    def pause(self) -> None:
         if self._sock is not None:
             self.wheel.cancel(self)
             self.loop.remove_reader(self._sock.fileno())
+
+    def stop(self) -> None:
+        """Accept no more; peers already accepted may still deliver. Others that share the socket go on."""
+        if self._sock is not None:
+            self.pause()
             self._sock.close()
             self._sock = None
 
@@ -67,15 +95,29 @@ class Listener(Timed):
     def pending(self) -> int:
         return len(self._pending)
 
+    def waits(self, peer: _Peer) -> None:
+        if len(self._pending) >= MAX_PENDING:
+            next(iter(self._pending)).drop("overloaded", "too many peers are connected without delivering anything")
+        self._pending[peer] = None
+        self.slot[PENDING] += 1
+
     def done(self, peer: _Peer) -> None:
-        self._pending.pop(peer, None)
+        if self._pending.pop(peer, peer) is None:
+            self.slot[PENDING] -= 1
 
     def on_timer(self, now: float) -> None:
         self.start()
 
+    def _recover(self) -> None:
+        if self._balance is not None:
+            self._balance.step_back(_RESOURCE_PAUSE)
+        else:
+            self.pause()
+            self.wheel.set(self, self.wheel.now() + _RESOURCE_PAUSE)
+
     def _acceptable(self) -> None:
         for _ in range(ACCEPT_BATCH):
-            if self._sock is None:
+            if self._sock is None or (self._balance is not None and not self._balance.mine()):
                 return
             try:
                 sock, _ = self._sock.accept()
@@ -86,16 +128,23 @@ class Listener(Timed):
                     raise
                 # Level-triggered: the loop would call again at once and for ever. The peers wait in the backlog.
                 log.error("cannot accept handoffs: %s: raise LimitNOFILE or lower max_streams", error.strerror)
-                self.loop.remove_reader(self._sock.fileno())
-                self.wheel.set(self, self.wheel.now() + _RESOURCE_PAUSE)
+                self.slot[HANDOFF_ERRORS["descriptors"]] += 1
+                self._recover()
                 return
+            self.slot[ACCEPTED] += 1
             sock.setblocking(False)
             peer: _Peer = _PacketPeer(self, sock) if self._kind == socket.SOCK_SEQPACKET else _StreamPeer(self, sock)
+            if self._greets is not None:
+                peer.greet(self._greets.active + len(self._pending) < self._greets.most)
+            self.highest = sock.fileno()
             if not peer.read():
-                if len(self._pending) >= MAX_PENDING:
-                    next(iter(self._pending)).drop("too many peers are connected without delivering anything")
-                self._pending[peer] = None
+                self.waits(peer)
                 peer.wait()
+            if self.highest >= self._end:
+                # With the next one the kernel might find no place for a client, and close it. They wait in the backlog.
+                self.slot[HANDOFF_ERRORS["descriptors"]] += 1
+                self._recover()
+                return
 
 
 class _Peer(Timed):
@@ -107,6 +156,16 @@ class _Peer(Timed):
         self._sock = sock
         self._fds: list[int] = []
         self._waiting = False
+        self._greeted = False
+        self._declined = False
+
+    def greet(self, welcome: bool) -> None:
+        """Send the one byte of ack mode, before anything is received."""
+        self._greeted = True
+        self._declined = not welcome
+        # A peer that has sent its message without waiting may be gone already.
+        with contextlib.suppress(OSError):
+            self._sock.send(_ACK if welcome else _NAK)
 
     def read(self) -> bool:
         """Read what is there; true when this peer is dealt with, for better or worse."""
@@ -117,15 +176,19 @@ class _Peer(Timed):
         self._listener.wheel.set(self, self._listener.wheel.now() + self._listener.timeout)
         self._listener.loop.add_reader(self._sock.fileno(), self.read)
 
-    def drop(self, reason: str) -> None:
-        """Refuse the message and close everything that came with it."""
-        log.warning("handoff refused: %s", reason)
+    def drop(self, reason: str, text: str) -> None:
+        """Refuse the message and close everything that came with it; ``reason`` is what it is counted as."""
+        self._refused(reason, text)
         for fd in self._fds:
             os.close(fd)
         self._close()
 
+    def _refused(self, reason: str, text: str) -> None:
+        log.warning("handoff refused: %s", text)
+        self._listener.slot[HANDOFF_ERRORS[reason]] += 1
+
     def on_timer(self, now: float) -> None:
-        self.drop(f"no complete message within {self._listener.timeout:g} s")
+        self.drop("timeout", f"no complete message within {self._listener.timeout:g} s")
 
     def _receive(self) -> tuple[int, int] | None:
         """Receive once: bytes in the shared buffer and flags; None where there is nothing yet. Descriptors are kept."""
@@ -135,46 +198,64 @@ class _Peer(Timed):
             )
         except BlockingIOError:
             return None
+        except ConnectionResetError as error:
+            if self._greeted:
+                # The peer closed without reading the greeting. The kernel says so once; the message is behind it.
+                self._greeted = False
+                return self._receive()
+            self.drop("network", f"cannot be received: {error.strerror}")
+            return 0, -1
         except OSError as error:
-            self.drop(f"cannot be received: {error.strerror}")
+            self.drop("network", f"cannot be received: {error.strerror}")
             return 0, -1
         for level, kind, data in ancillary:
             if level == socket.SOL_SOCKET and kind == socket.SCM_RIGHTS:
                 fds = array.array("i")
                 fds.frombytes(data[: len(data) - len(data) % _INT])
                 self._fds.extend(fds)
+                self._listener.highest = max([self._listener.highest, *fds])
         if flags & socket.MSG_CTRUNC:
-            self.drop("its descriptors were cut off: raise LimitNOFILE")
+            self.drop("descriptors", "its descriptors were cut off: raise LimitNOFILE")
             return 0, -1
         return size, flags
 
     def _deliver(self, message: bytes) -> None:
         """The message is complete: find the client among its descriptors and pass it on."""
         if not self._fds:
-            self.drop("it carries no descriptor")
+            self.drop("invalid", "it carries no descriptor")
             return
         client, *others = self._fds
         self._fds = []
         self._close()
-        for fd in others:
-            os.close(fd)
-        if others:
-            log.warning("a handoff carried %d descriptors, expected is one: kept the first", len(others) + 1)
+        try:
+            self._pass_on(client, message, others)
+        finally:
+            for fd in others:
+                os.close(fd)
+
+    def _pass_on(self, client: int, message: bytes, others: list[int]) -> None:
         try:
             sock = socket.socket(fileno=client)
         except OSError:
             os.close(client)
-            log.warning("handoff refused: its descriptor is no socket")
+            self._refused("invalid", "its descriptor is no socket")
             return
         if sock.type != socket.SOCK_STREAM or sock.getsockopt(socket.SOL_SOCKET, socket.SO_ACCEPTCONN):
             sock.close()
-            log.warning("handoff refused: its descriptor is no connected stream socket")
+            self._refused("invalid", "its descriptor is no connected stream socket")
             return
         sock.setblocking(False)
         if sock.family != socket.AF_UNIX:
             with contextlib.suppress(OSError):
                 sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
-        self._listener.receiver(sock, message)
+        self._listener.receiver(sock, message, others)
+
+    def _left(self) -> None:
+        """The peer closed without a message, which is what a declined one should do."""
+        if self._declined:
+            self._close()
+        else:
+            self.drop("network", "the peer closed without sending a message")
 
     def _close(self) -> None:
         if self._waiting:
@@ -196,9 +277,9 @@ class _PacketPeer(_Peer):
         if flags == -1:
             return True
         if flags & socket.MSG_TRUNC:
-            self.drop(f"it is longer than {MAX_MESSAGE} bytes")
+            self.drop("too_large", f"it is longer than {MAX_MESSAGE} bytes")
         elif not size and not self._fds:
-            self.drop("the peer closed without sending a message")
+            self._left()
         else:
             self._deliver(bytes(memoryview(self._listener.buffer)[:size]))
         return True
@@ -222,10 +303,10 @@ class _StreamPeer(_Peer):
             if size:
                 self._data += memoryview(self._listener.buffer)[:size]
                 if len(self._data) > MAX_MESSAGE:
-                    self.drop(f"it is longer than {MAX_MESSAGE} bytes")
+                    self.drop("too_large", f"it is longer than {MAX_MESSAGE} bytes")
                     return True
             elif not self._data and not self._fds:
-                self.drop("the peer closed without sending a message")
+                self._left()
                 return True
             else:
                 self._deliver(bytes(self._data))

@@ -12,6 +12,8 @@ import time
 from collections.abc import MutableMapping
 
 _FIRST_FD = 3
+_STATES = frozenset(("READY", "RELOADING", "STOPPING"))
+_PATIENCE = 2.0
 # Children must not believe that these speak of them.
 VARIABLES = ("NOTIFY_SOCKET", "LISTEN_FDS", "LISTEN_PID", "LISTEN_FDNAMES", "WATCHDOG_USEC", "WATCHDOG_PID")
 
@@ -21,7 +23,11 @@ class ListenSocketError(Exception):
 
 
 class Notifier:
-    """Sends state to $NOTIFY_SOCKET, where there is one. Never raises: a deaf manager is no reason to die."""
+    """Sends state to $NOTIFY_SOCKET, where there is one. Never raises: a deaf manager is no reason to die.
+
+    A manager that is busy has a full queue (ten messages by default, net.unix.max_dgram_qlen). A change of state is
+    worth waiting for, since the manager would wait for it for ever; what is sent again in a moment is not.
+    """
 
     def __init__(self, environ: MutableMapping[str, str]) -> None:
         self._address = environ.get("NOTIFY_SOCKET", "")
@@ -34,7 +40,7 @@ class Notifier:
             return
         message = "\n".join(f"{name}={value}" for name, value in fields.items())
         with contextlib.suppress(OSError), socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as sock:
-            sock.setblocking(False)
+            sock.settimeout(_PATIENCE if _STATES & fields.keys() else 0)
             sock.sendto(message.encode(), self._address)
 
     def reloading(self) -> None:

@@ -10,8 +10,8 @@ import sys
 from collections.abc import Iterator
 from pathlib import Path
 
-from . import control, notify
-from .config import ConfigError, load
+from . import control, metrics_socket, notify
+from .config import Config, ConfigError, load
 from .supervisor import Supervisor
 
 _TYPES = {"seqpacket": socket.SOCK_SEQPACKET, "stream": socket.SOCK_STREAM}
@@ -35,10 +35,10 @@ def start(config_path: str, address: str | None, control_path: str | None) -> in
     """Run the service; returns the exit status."""
     try:
         # The workers judge the configuration. This is for the first start alone: one clear sentence, status 2.
-        load(config_path)
-        with _listening(address) as fds:
+        config = load(config_path)
+        with _listening(address) as fds, _metrics(config) as metrics:
             path = control_path or control.default_path(os.environ)
-            return Supervisor(os.path.abspath(config_path), fds, path, os.environ).run()
+            return Supervisor(os.path.abspath(config_path), fds, path, os.environ, metrics).run()
     except (ConfigError, notify.ListenSocketError) as error:
         for line in str(error).splitlines():
             print(line, file=sys.stderr)
@@ -78,6 +78,22 @@ def _listening(address: str | None) -> Iterator[list[int]]:
             with contextlib.suppress(OSError):
                 if os.stat(path).st_ino == mine:
                     os.unlink(path)
+
+
+@contextlib.contextmanager
+def _metrics(config: Config) -> Iterator[int | None]:
+    """A descriptor to serve metrics on. Where there can be none, the service does without."""
+    try:
+        sock = metrics_socket.open_listener(config.metrics.listen, os.environ)
+    except notify.ListenSocketError as error:
+        # Before the log is set up, and of the same form as all that is said before that.
+        print(error, file=sys.stderr)
+        sock = None
+    try:
+        yield None if sock is None else sock.fileno()
+    finally:
+        if sock is not None:
+            sock.close()
 
 
 def _remove_stale(path: Path, kind: int) -> None:

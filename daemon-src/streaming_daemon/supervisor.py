@@ -3,11 +3,17 @@
 A *generation* is the workers of one release. A reload starts a new one from where ``current`` points by then, and only
 when every worker of it is ready does it take over: the new ones get "GO", the old ones SIGTERM. If one of them is not,
 all of the new generation is killed, which costs nobody anything, and the old one goes on. A worker that dies is
-replaced within its generation, from that generation's own release directory.
+replaced within its generation, from that generation's own release directory. Of whatever ends a worker, the streams
+that it had are named in the journal, and its numbers go into the board's past.
 
     SIGHUP              reload
     SIGTERM             retire all workers and leave at once; they finish their streams on their own
     SIGINT, SIGQUIT     end all streams now, wait for the workers, leave
+    SIGCHLD             a worker has ended: name the streams it lost, and replace it unless it was told to leave
+    SIGKILL, a crash    cannot be seen here: the workers do, and go on as after SIGTERM
+
+A worker *hangs* when its loop has not turned for ``_HUNG_AFTER`` looks in a row, one a second; after ``_KILL_AFTER`` it
+is killed. systemd's watchdog is only fed while a worker serves and none hangs.
 
 What is said between supervisor and worker stands in ``worker``. The configuration is the workers' business alone: one
 that a newer release understands may be Greek to a supervisor that has been running for a year.
@@ -28,8 +34,9 @@ from collections.abc import Callable, MutableMapping
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from . import access_log, control
-from .access_log import log
+from . import access_log, board, control, roster
+from .access_log import log, quote
+from .board import Board
 from .notify import VARIABLES, Notifier, watchdog_interval
 
 _PACKAGE = __package__ or "streaming_daemon"
@@ -41,6 +48,25 @@ _FIRST_BACKOFF = 0.1
 _LAST_BACKOFF = 10.0
 _WAIT_FOR_WORKERS = 10.0
 _MAX_LINE = 4096
+_MAX_NOTES = 20
+# Looks are counted and not seconds, so that a stop of everything (a frozen host) is not held against the workers.
+_LOOK = 1.0
+_HUNG_AFTER = 3
+# With WatchdogSec=30s: late enough for a loaded machine, and early enough for the watchdog to see the replacement.
+_KILL_AFTER = 15
+# The supervisor's own modules: where they differ in a new release, only a restart makes them count.
+_OWN = (
+    "__main__",
+    "access_log",
+    "board",
+    "control",
+    "journal",
+    "metrics_socket",
+    "notify",
+    "roster",
+    "service",
+    "supervisor",
+)
 
 
 @dataclass(slots=True, eq=False)
@@ -50,6 +76,7 @@ class _Generation:
     wanted: int = 1
     workers: list[_Worker] = field(default_factory=list)
     waiting: list[socket.socket] = field(default_factory=list)
+    notes: list[str] = field(default_factory=list)
 
 
 @dataclass(slots=True, eq=False)
@@ -58,20 +85,38 @@ class _Worker:
     process: subprocess.Popen[bytes]
     channel: socket.socket
     started: float
+    slot: int | None
+    roster: int
     inbox: bytes = b""
     ready: bool = False
     serving: bool = False
     error: str = ""
+    beat: int = 0
+    # Looks in a row at which the loop had not turned since the last one.
+    missed: int = 0
+
+    @property
+    def hangs(self) -> bool:
+        return self.missed >= _HUNG_AFTER
 
 
 class Supervisor:
-    """``listening`` are descriptors to hand to every worker; they stay open here."""
+    """``listening`` and ``metrics`` are descriptors to hand to every worker; they stay open here."""
 
     def __init__(
-        self, config: str, listening: list[int], control_path: str | None, environ: MutableMapping[str, str]
+        self,
+        config: str,
+        listening: list[int],
+        control_path: str | None,
+        environ: MutableMapping[str, str],
+        metrics: int | None = None,
     ) -> None:
         self._config = config
         self._listening = listening
+        self._metrics = metrics
+        self._board = Board.create()
+        self._past = self._board.slot(board.PAST)
+        self._own = own_code(Path(__file__).resolve().parent)
         self._control_path = control_path
         self._environ = environ
         self._code_root = code_root(environ)
@@ -97,6 +142,7 @@ class Supervisor:
         self._open_control()
         if self._watchdog is not None:
             self._ping()
+        self._after(_LOOK, self._look)
         self._start_generation([])
         try:
             while self._exit is None:
@@ -130,7 +176,8 @@ class Supervisor:
 
     def _start_generation(self, waiting: list[socket.socket]) -> None:
         self._count += 1
-        root = self._code_root.resolve()
+        # Not Path.resolve(), which raises on a loop of links; a worker started there is refused like any that fails.
+        root = Path(os.path.realpath(self._code_root))
         generation = self._incoming = _Generation(self._count, root, waiting=waiting)
         log.info("starting generation %d from %s", generation.number, root)
         self._after(_START_TIMEOUT, lambda: self._overdue(generation))
@@ -149,12 +196,18 @@ class Supervisor:
             return
         old, self._current, self._incoming = self._current, generation, None
         for worker in generation.workers:
-            self._go(worker)
+            if not worker.serving:
+                self._go(worker)
         if old is not None:
             self._retire(old.workers)
         self._backoff = _FIRST_BACKOFF
+        self._past[board.RELOADS] += 1
         text = f"generation {generation.number}: {len(generation.workers)} workers from {generation.root}"
         log.info("serving with %s", text)
+        if own_code(generation.root / _PACKAGE) != self._own:
+            generation.notes.append("the supervisor runs an older release than its workers")
+        if generation.notes:
+            text += f"; needs a restart, which loses no stream: {'; '.join(generation.notes)}"
         self._settled(generation, f"ok {text}")
 
     def _refuse(self, reason: str) -> None:
@@ -163,13 +216,16 @@ class Supervisor:
         if generation is None:
             return
         for worker in generation.workers:
-            worker.process.kill()
+            # The first generation of all may have clients already.
+            worker.process.send_signal(signal.SIGTERM if worker.serving else signal.SIGKILL)
         self._retiring += generation.workers
+        generation.workers = []
         if self._current is None:
             log.error("cannot start: %s", reason)
             self._notifier.send(STATUS=f"cannot start: {reason}")
             self._exit = 1
             return
+        self._past[board.RELOADS_REFUSED] += 1
         log.error("generation %d refused, generation %d goes on: %s", generation.number, self._current.number, reason)
         self._settled(generation, f"error generation {generation.number} refused, the old one goes on: {reason}")
 
@@ -190,6 +246,8 @@ class Supervisor:
         if current is None:
             return "starting"
         text = f"generation {current.number}, {len(current.workers)} workers"
+        if hung := [str(worker.process.pid) for worker in self._everybody() if worker.hangs]:
+            text += f", HUNG: {' '.join(hung)}"
         return text + (f", {len(self._retiring)} retired ones finishing" if self._retiring else "")
 
     # Workers
@@ -201,25 +259,46 @@ class Supervisor:
         command += ["--channel", str(theirs.fileno())]
         for fd in self._listening:
             command += ["--listen", str(fd)]
+        names = roster.create()
+        slot = self._board.allocate(generation.number)
+        passed = [theirs.fileno(), names, *self._listening]
+        command += ["--roster", str(names)]
+        if slot is not None:
+            command += ["--board", str(self._board.fd), "--slot", str(slot)]
+            passed.append(self._board.fd)
+        if self._metrics is not None:
+            command += ["--metrics", str(self._metrics)]
+            passed.append(self._metrics)
         try:
             process = subprocess.Popen(  # noqa: S603 - our own interpreter and package
                 command,
                 cwd=generation.root,
                 env=self._child_environment(generation.root),
                 stdin=subprocess.DEVNULL,
-                pass_fds=(theirs.fileno(), *self._listening),
+                pass_fds=passed,
                 # Safe here: this process has one thread, which also is the one whose death the signal is about.
                 preexec_fn=self._die_with_me(os.getpid()),  # noqa: PLW1509
             )
         except (OSError, subprocess.SubprocessError) as error:
             ours.close()
+            os.close(names)
+            if slot is not None:
+                self._board.fold(slot)
             self._failed_start(generation, f"cannot start a worker in {generation.root}: {error}")
             return
         finally:
             theirs.close()
-        worker = _Worker(generation, process, ours, time.monotonic())
+        worker = _Worker(generation, process, ours, time.monotonic(), slot, names)
         generation.workers.append(worker)
         self._selector.register(ours, selectors.EVENT_READ, lambda: self._heard(worker))
+        if generation is self._current:
+            self._after(_START_TIMEOUT, lambda: self._not_started(worker))
+
+    def _not_started(self, worker: _Worker) -> None:
+        """The time of a replacement is over; that of a whole generation is looked after in ``_overdue``."""
+        if not worker.ready and worker in worker.generation.workers:
+            worker.error = f"not ready within {_START_TIMEOUT:g} s"
+            worker.process.kill()
 
     def _die_with_me(self, parent: int) -> Callable[[], None]:
         def in_child() -> None:
@@ -268,6 +347,8 @@ class Supervisor:
                 self._ready(worker, rest)
             elif word == "ERROR":
                 worker.error = rest
+            elif word == "NOTE" and rest not in worker.generation.notes and len(worker.generation.notes) < _MAX_NOTES:
+                worker.generation.notes.append(rest)
             elif word == "DRAINING" and worker.serving and worker in worker.generation.workers:
                 log.warning("worker %d was told to leave by somebody else; starting another", worker.process.pid)
                 worker.generation.workers.remove(worker)
@@ -280,6 +361,9 @@ class Supervisor:
         if generation is self._incoming:
             wanted = rest.removeprefix("workers=")
             generation.wanted = int(wanted) if wanted.isdigit() else 1
+            if self._current is None:
+                # Nobody serves yet, and clients may be waiting since the last supervisor's end.
+                self._go(worker)
             self._advance(generation)
         elif generation is self._current:
             self._go(worker)
@@ -290,7 +374,9 @@ class Supervisor:
         for worker in [worker for generation in generations for worker in generation.workers]:
             if worker.process.poll() is not None:
                 self._died(worker)
-        self._retiring = [worker for worker in self._retiring if worker.process.poll() is None]
+        for worker in [worker for worker in self._retiring if worker.process.poll() is not None]:
+            self._retiring.remove(worker)
+            self._bury(worker)
         if self._current is not None and self._exit is None:
             self._notifier.send(STATUS=self._status())
 
@@ -301,15 +387,55 @@ class Supervisor:
         if worker not in generation.workers:
             return
         generation.workers.remove(worker)
-        end = _describe(worker.process.returncode)
-        reason = worker.error or f"worker {end}; the journal has its last words"
-        if not worker.serving:
+        self._past[board.WORKERS_DIED] += 1
+        self._bury(worker)
+        reason = worker.error or f"worker {_describe(worker.process.returncode)}; the journal has its last words"
+        if not worker.serving or generation is self._incoming:
             self._failed_start(generation, reason)
             return
-        log.error("worker %d %s: its streams are lost", worker.process.pid, end)
         if time.monotonic() - worker.started >= _QUICK_DEATH:
             self._backoff = _FIRST_BACKOFF
         self._replace(generation)
+
+    def _bury(self, worker: _Worker) -> None:
+        """The process has ended: name the streams that ended with it, keep its numbers."""
+        lost = roster.unfinished(worker.roster)
+        os.close(worker.roster)
+        if worker.slot is not None:
+            self._board.fold(worker.slot)
+        if lost or (worker.serving and worker.process.returncode):
+            how = _describe(worker.process.returncode)
+            log.error("worker %d %s: its streams are lost: %d", worker.process.pid, how, len(lost))
+        for name in lost:
+            log.error("stream id=%s outcome=lost worker=%d", quote(name), worker.process.pid)
+
+    # Health
+
+    def _look(self) -> None:
+        """Once a second: does every worker's loop turn?"""
+        self._after(_LOOK, self._look)
+        before = self._status()
+        for worker in self._everybody():
+            slot = None if worker.slot is None else self._board.slot(worker.slot)
+            # One of a release without heartbeats, or with a board of its own, cannot be judged.
+            if slot is None or slot[board.PID] != worker.process.pid:
+                continue
+            worker.missed = worker.missed + 1 if slot[board.HEARTBEAT] == worker.beat else 0
+            worker.beat = slot[board.HEARTBEAT]
+            if worker.missed == _HUNG_AFTER:
+                log.error("worker %d hangs; it has %d streams", worker.process.pid, slot[board.ACTIVE])
+            elif worker.missed == _KILL_AFTER:
+                log.error("worker %d hangs for %d s: killed", worker.process.pid, _KILL_AFTER)
+                self._past[board.WORKERS_HUNG] += 1
+                worker.process.kill()
+        if self._current is not None and self._status() != before:
+            self._notifier.send(STATUS=self._status())
+
+    def _healthy(self) -> bool:
+        if self._current is None:
+            return True
+        serving = [worker for worker in self._current.workers if worker.serving]
+        return bool(serving) and not any(worker.hangs for worker in serving)
 
     def _failed_start(self, generation: _Generation, reason: str) -> None:
         if generation is self._incoming:
@@ -374,7 +500,8 @@ class Supervisor:
         self._exit = 0
 
     def _ping(self) -> None:
-        self._notifier.send(WATCHDOG="1")
+        if self._healthy():
+            self._notifier.send(WATCHDOG="1")
         if self._watchdog is not None:
             self._after(self._watchdog, self._ping)
 
@@ -441,6 +568,15 @@ def code_root(environ: MutableMapping[str, str]) -> Path:
         if (Path(entry) / _PACKAGE).is_dir():
             return Path(entry)
     return Path(__file__).resolve().parent.parent
+
+
+def own_code(package: Path) -> dict[str, bytes]:
+    """The text of the modules that a supervisor consists of; those that are missing are left out."""
+    found = {}
+    for name in _OWN:
+        with contextlib.suppress(OSError):
+            found[name] = (package / f"{name}.py").read_bytes()
+    return found
 
 
 def _search_path(environ: MutableMapping[str, str]) -> list[str]:

@@ -103,12 +103,10 @@ def test_a_wrong_listening_socket_is_a_clear_error(make_daemon: MakeDaemon, what
 
 
 def test_a_bad_configuration_exits_with_2_and_one_line_per_error(make_daemon: MakeDaemon) -> None:
-    daemon = make_daemon("[server]\nworkres = 1").start(wait=False)
+    daemon = make_daemon("[server]\nworkers = 1\nworkres = 1").start(wait=False)
     assert daemon.wait() == 2
-    assert daemon.log().splitlines() == [
-        f'{daemon.config}: server.workres: unknown key (did you mean "workers"?); allowed here: workers, max_streams, '
-        "handoff_timeout, write_timeout, linger_timeout, drain_timeout, heartbeat"
-    ]
+    (line,) = daemon.log().splitlines()
+    assert line.startswith(f'{daemon.config}:3: server.workres: unknown key (did you mean "workers"?); allowed here: ')
 
 
 def test_a_stale_socket_is_replaced_but_a_live_one_or_a_file_is_not(make_daemon: MakeDaemon) -> None:
@@ -131,13 +129,13 @@ def test_a_stale_socket_is_replaced_but_a_live_one_or_a_file_is_not(make_daemon:
 
 def test_sigterm_ends_the_supervisor_at_once_and_no_stream(make_daemon: MakeDaemon) -> None:
     daemon = make_daemon().start()
-    clients = streams(daemon)
+    clients = streams(daemon, tokens=100)
     begin = time.monotonic()
     daemon.signal(signal.SIGTERM)
     assert daemon.wait() == 0
-    assert time.monotonic() - begin < 0.5
+    assert time.monotonic() - begin < 1
     assert daemon.workers() != []
-    assert_whole(clients)
+    assert_whole(clients, 100)
     wait_for(lambda: daemon.workers() == [], "workers to leave")
 
 
