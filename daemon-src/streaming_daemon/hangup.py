@@ -8,17 +8,22 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import select
-from collections.abc import Callable
+from typing import Protocol
 
 _HALF = select.EPOLLRDHUP
 _WHOLE = select.EPOLLHUP | select.EPOLLERR
 _BATCH = 256
 
-Watcher = Callable[[bool], None]
+
+class Watcher(Protocol):
+    """Whose client it is. An object and no function, because a bound method for each client is memory too."""
+
+    def hung_up(self, certain: bool) -> None:
+        """The client sent FIN (``certain`` false), or the connection is gone (true)."""
 
 
 class HangupSet:
-    """Calls ``watcher(certain)`` when a client sends FIN (``certain`` false) or the connection is gone (true)."""
+    """Tells each watcher when its client hangs up."""
 
     def __init__(self, loop: asyncio.AbstractEventLoop) -> None:
         self._loop = loop
@@ -48,4 +53,4 @@ class HangupSet:
         for fd, events in self._epoll.poll(0, _BATCH):
             watcher = self._watchers.get(fd)
             if watcher is not None:
-                watcher(bool(events & _WHOLE))
+                watcher.hung_up(bool(events & _WHOLE))
