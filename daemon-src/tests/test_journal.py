@@ -1,0 +1,138 @@
+"""Fields reach the journal in its own protocol; where they cannot, the line does, and nobody waits for it."""
+
+from __future__ import annotations
+
+import io
+import logging
+import os
+import select
+import socket
+import struct
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from streaming_daemon import journal
+from streaming_daemon.access_log import fields_of
+from streaming_daemon.journal import JournalHandler, encode
+from test_access_log import RECORD
+
+
+def decode(entry: bytes) -> dict[str, str]:
+    """As journald reads a datagram."""
+    found = {}
+    while entry:
+        line, _, entry = entry.partition(b"\n")
+        name, equals, value = line.partition(b"=")
+        if not equals:
+            (size,) = struct.unpack_from("<Q", entry)
+            value, entry = entry[8 : 8 + size], entry[8 + size + 1 :]
+        found[name.decode()] = value.decode()
+    return found
+
+
+class Journal:
+    """A journal's socket, and stderr next to it."""
+
+    def __init__(self, path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+        self.path = path
+        self.sock = socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM)
+        self.sock.bind(str(path))
+        self.sock.settimeout(10)
+        reader, writer = os.pipe()
+        self._reader = reader
+        self._lines = os.fdopen(reader, "rb", buffering=0)
+        self.stderr = os.fdopen(writer, "w", buffering=1)
+        status = os.fstat(writer)
+        self.environ = {"JOURNAL_STREAM": f"{status.st_dev}:{status.st_ino}"}
+        self._monkeypatch = monkeypatch
+        self.log = logging.Logger("test")
+        self.log.addHandler(self.handler(self.environ, path))
+
+    def handler(self, environ: dict[str, str], path: Path) -> logging.Handler:
+        """The handler of a process whose stderr is this one's."""
+        # In the test itself, because pytest has a stderr of its own for each phase.
+        with self._monkeypatch.context() as patched:
+            patched.setattr("sys.stderr", self.stderr)
+            return journal.handler(environ, str(path))
+
+    def entry(self) -> dict[str, str]:
+        return decode(self.sock.recv(65536))
+
+    def line(self) -> str:
+        assert select.select([self._reader], [], [], 10)[0], "no line on stderr"
+        return self._lines.readline().decode()
+
+
+@pytest.fixture
+def running(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Journal]:
+    journal = Journal(tmp_path / "socket", monkeypatch)
+    yield journal
+    journal.sock.close()
+    journal.stderr.close()
+
+
+def test_a_streams_line_comes_with_its_fields(running: Journal) -> None:
+    running.log.info("stream", extra={"fields": lambda: fields_of(RECORD)})
+    entry = running.entry()
+    assert entry["MESSAGE"] == "stream"
+    assert entry["PRIORITY"] == "6"
+    assert entry["SYSLOG_IDENTIFIER"] == "streaming-daemon"
+    assert entry["HANDOFF_ID"] == RECORD.id
+    assert entry["HANDOFF_USER"] == "alice"
+    assert entry["HANDOFF_EVENTS"] == "3"
+    assert entry["HANDOFF_FIRST_EVENT_MS"] == "431.2"
+    assert "HANDOFF_LIMIT" not in entry
+
+
+def test_other_lines_go_to_stderr_with_their_priority_on_every_line(running: Journal) -> None:
+    running.log.error("two\nlines")
+    assert (running.line(), running.line()) == ("<3>two\n", "<3>lines\n")
+
+
+def test_a_value_of_several_lines_cannot_forge_a_field() -> None:
+    entry = decode(encode({"A": "one\nB=two", "C": 3, "D": None, "E": ""}))
+    assert entry == {"A": "one\nB=two", "C": "3"}
+
+
+def test_an_entry_that_the_journal_cannot_take_is_a_plain_line(running: Journal) -> None:
+    running.sock.close()
+    running.log.info("stream", extra={"fields": dict})
+    assert running.line() == "<6>stream\n"
+
+
+def test_a_journal_that_does_not_keep_up_holds_up_nobody_and_hears_of_it(running: Journal) -> None:
+    for _ in range(2000):
+        running.log.info("stream %s", "x" * 1000, extra={"fields": dict})
+    count = 0
+    running.sock.setblocking(False)
+    while True:
+        try:
+            running.sock.recv(65536)
+            count += 1
+        except BlockingIOError:
+            break
+    assert 0 < count < 2000
+    running.log.info("stream", extra={"fields": dict})
+    assert running.line() == f"<4>the journal did not keep up: {2000 - count} lines about streams are missing\n"
+
+
+@pytest.mark.parametrize("stream", ["", "1:2", "nonsense"])
+def test_a_variable_that_speaks_of_another_stderr_is_not_believed(running: Journal, stream: str) -> None:
+    assert isinstance(running.handler(running.environ, running.path), JournalHandler)
+    handler = running.handler({"JOURNAL_STREAM": stream}, running.path)
+    assert not isinstance(handler, JournalHandler)
+
+
+def test_without_the_journals_socket_lines_go_to_stderr(running: Journal, tmp_path: Path) -> None:
+    handler = running.handler(running.environ, tmp_path / "none")
+    log = logging.Logger("test")
+    log.addHandler(handler)
+    log.warning("there")
+    assert running.line() == "<4>there\n"
+
+
+def test_a_stderr_that_is_no_file_is_no_journal(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("sys.stderr", io.StringIO())
+    assert not journal.is_stderr({"JOURNAL_STREAM": "1:2"})
