@@ -4,13 +4,16 @@ from __future__ import annotations
 
 import array
 import contextlib
+import fcntl
 import json
 import os
+import queue
 import re
 import signal
 import socket
 import subprocess
 import sys
+import threading
 import time
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
@@ -42,14 +45,18 @@ class Response:
     status: int = 0
     headers: dict[str, str] = field(default_factory=dict)
     body: bytes = b""
+    # Chunked, and ended without its last chunk.
+    cut: bool = False
 
     def __post_init__(self) -> None:
         head, _, self.body = self.raw.partition(b"\r\n\r\n")
-        self.head = head.decode("ascii")
+        self.head = head.decode("utf-8")
         lines = self.head.split("\r\n")
         if lines[0]:
             self.status = int(lines[0].split(" ")[1])
         self.headers = {name.lower(): value for name, _, value in (line.partition(": ") for line in lines[1:])}
+        if "transfer-encoding" in self.headers and self.body:
+            self.body, self.cut = unchunk(self.body)
 
     @property
     def json(self) -> Any:
@@ -73,7 +80,7 @@ class Response:
 
     @property
     def complete(self) -> bool:
-        return self.status == 200 and not self.reset and self.events[-1] == "data: [DONE]"
+        return self.status == 200 and not self.reset and not self.cut and self.events[-1] == "data: [DONE]"
 
     @property
     def error(self) -> Any:
@@ -81,6 +88,22 @@ class Response:
         name, _, data = self.events[-1].partition("\n")
         assert name == "event: error", self.events[-1]
         return json.loads(data.removeprefix("data: "))["error"]
+
+
+def unchunk(data: bytes) -> tuple[bytes, bool]:
+    """The body in chunks, and whether its end is missing."""
+    body = b""
+    while data:
+        size, end, rest = data.partition(b"\r\n")
+        length = int(size, 16) if end else 0
+        if not end or len(rest) < length + 2:
+            return body + rest[:length], True
+        assert rest[length : length + 2] == b"\r\n", data[:200]
+        body, data = body + rest[:length], rest[length + 2 :]
+        if not length:
+            assert not data, data
+            return body, False
+    return body, True
 
 
 class Client:
@@ -147,6 +170,38 @@ def send_message(path: str | Path, kind: str, data: bytes, fds: Iterable[int]) -
             sent += sock.send(data[sent:])
 
 
+def sealed_memfd(content: bytes, seals: int = 0x000F) -> int:
+    """A payload as the module makes it; all four seals unless told otherwise."""
+    fd = os.memfd_create("payload", os.MFD_CLOEXEC | os.MFD_ALLOW_SEALING)
+    os.write(fd, content)
+    os.lseek(fd, 0, os.SEEK_SET)
+    fcntl.fcntl(fd, fcntl.F_ADD_SEALS, seals)
+    return fd
+
+
+def envelope(data: object = None, **changes: object) -> bytes:
+    """An envelope as the module writes it, with some members changed; ``data`` is text or anything JSON can say."""
+    message: dict[str, object] = {
+        "handoff": 2,
+        "id": "aSNwZH8AAAEAAB7bQ0gAAAAA",
+        "method": "GET",
+        "uri": "/stream.php?prompt=s3cr3t",
+        "protocol": "HTTP/1.1",
+        "host": "chat.example",
+        "client": {"addr": "203.0.113.9", "port": 40001},
+        "peer": {"addr": "10.0.0.2", "port": 33012},
+        "scheme": "http",
+        "target": "llm",
+        "headers": [],
+        "response_headers": [],
+        "status": 200,
+        "unread_body": 0,
+        "prefetched": 0,
+        "data": data if data is None or isinstance(data, str) else json.dumps(data, ensure_ascii=False),
+    }
+    return json.dumps({**message, **changes}, ensure_ascii=False, separators=(",", ":")).encode()
+
+
 class Daemon:
     """One daemon: a supervisor started as a subprocess, and every worker it ever had."""
 
@@ -165,11 +220,13 @@ class Daemon:
         self.socket = directory / "daemon.sock"
         self.control = directory / "control.sock"
         self.config = directory / "config.toml"
-        self.config.write_text(config)
+        self.config.write_text(with_one_worker(config))
         self._log = directory / "log"
         self._notify = socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM)
         self._notify.bind(str(directory / f"notify{len(list(directory.iterdir()))}"))
-        self._notify.settimeout(TIMEOUT)
+        # As a manager does: read at once. The kernel keeps ten messages for those who do not.
+        self._messages: queue.SimpleQueue[str] = queue.SimpleQueue()
+        threading.Thread(target=self._listen_to_notifications, daemon=True).start()
         self.environ = {
             **os.environ,
             "PYTHONPATH": os.pathsep.join(filter(None, [str(code), os.environ.get("PYTHONPATH")])),
@@ -186,6 +243,8 @@ class Daemon:
         if command is None:
             command = self.command("--config", str(self.config), "--socket", f"{self.socket},{self.kind}")
             command += ["--control", str(self.control)]
+        # What the last one said is no sign of this one.
+        self.drain_notifications()
         with self._log.open("ab") as log:
             self.process = subprocess.Popen(
                 command, cwd=self.directory, env=self.environ, stderr=log, stdout=log, pass_fds=pass_fds
@@ -194,14 +253,30 @@ class Daemon:
             self.wait_notified("READY", "1")
         return self
 
-    def wait_notified(self, name: str, value: str) -> dict[str, str]:
+    def _listen_to_notifications(self) -> None:
+        with self._notify:
+            while message := self._notify.recv(4096):
+                self._messages.put(message.decode())
+
+    def wait_notified(self, name: str, value: str, timeout: float = 3 * TIMEOUT) -> dict[str, str]:
         """Wait for the next notification that says ``name=value``."""
+        deadline = time.monotonic() + timeout
         while True:
-            message = self._notify.recv(4096).decode()
+            try:
+                message = self._messages.get(timeout=max(0.0, deadline - time.monotonic()))
+            except queue.Empty:
+                raise AssertionError(f"not notified within {timeout} s: {name}={value}; {self.notified}") from None
             fields = dict(line.split("=", 1) for line in message.split("\n"))
             self.notified.append(fields)
             if fields.get(name) == value:
                 return fields
+
+    def drain_notifications(self) -> None:
+        """Take what has come into ``notified``, and wait for nothing."""
+        with contextlib.suppress(queue.Empty):
+            while True:
+                message = self._messages.get_nowait()
+                self.notified.append(dict(line.split("=", 1) for line in message.split("\n")))
 
     @property
     def pid(self) -> int:
@@ -257,16 +332,20 @@ class Daemon:
         return wait_for(line, f"log line {pattern!r}", timeout)
 
     def hand(
-        self, data: object = b"", *, pair: Callable[[], tuple[socket.socket, socket.socket]] = socket_pair
+        self,
+        data: object = b"",
+        *,
+        pair: Callable[[], tuple[socket.socket, socket.socket]] = socket_pair,
+        fds: Iterable[int] = (),
     ) -> Client:
-        """Hand a fresh client to the daemon; ``data`` is bytes, or anything JSON can say."""
+        """Hand a fresh client to the daemon; ``data`` is bytes, or anything JSON can say; ``fds`` come behind it."""
         ours, theirs = pair()
         with theirs:
-            send_message(self.socket, self.kind, encode(data), [theirs.fileno()])
+            send_message(self.socket, self.kind, encode(data), [theirs.fileno(), *fds])
         return Client(ours)
 
-    def ask(self, data: object = b"") -> Response:
-        return self.hand(data).finish()
+    def ask(self, data: object = b"", **options: Any) -> Response:
+        return self.hand(data, **options).finish()
 
     def close(self) -> None:
         """End every process of this daemon, without the courtesies that other tests are about."""
@@ -276,7 +355,17 @@ class Daemon:
             for pid in self.workers():
                 with contextlib.suppress(ProcessLookupError):
                     os.kill(pid, signal.SIGKILL)
-        self._notify.close()
+        with contextlib.suppress(OSError), socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as sock:
+            sock.sendto(b"", self._notify.getsockname())
+
+
+def with_one_worker(config: str) -> str:
+    """The configuration with one worker where it says nothing of workers: most tests are about what one does."""
+    if "workers" in config:
+        return config
+    if "[server]" in config:
+        return config.replace("[server]\n", "[server]\nworkers = 1\n", 1)
+    return f"{config}\n[server]\nworkers = 1\n"
 
 
 def encode(data: object) -> bytes:

@@ -123,9 +123,12 @@ def test_nothing_from_outside_can_forge_a_field_or_a_line(value: str, quoted: st
 
 
 def test_the_line_of_a_stream() -> None:
-    record = StreamRecord("r1", "10.0.0.1:5", "al ice", "demo", "client_gone", 200, 3, 456, 0.0012, 2.5)
+    record = StreamRecord(
+        "u1", "r1", "10.0.0.1:5", "al ice", "GET", "/a b", "demo", "client_gone", 200, 3, 456, 0.0012, 2.5
+    )
     assert format_record(record) == (
-        'stream id=r1 client=10.0.0.1:5 user="al ice" backend=demo outcome=client_gone status=200 '
+        'stream id=u1 request_id=r1 client=10.0.0.1:5 user="al ice" method=GET path="/a b" backend=demo '
+        "outcome=client_gone status=200 "
         "events=3 bytes=456 first_event_ms=1.2 duration_ms=2500"
     )
 
@@ -141,3 +144,10 @@ def test_a_client_is_named_as_apache_names_it(listen: str, connect: str, expecte
         accepted, _ = server.accept()
         with accepted:
             assert peer_name(accepted) == f"{expected}{client.getsockname()[1]}"
+
+
+def test_a_byte_order_mark_in_mid_stream_is_none_where_the_event_is_passed_on_first() -> None:
+    stream = b"data: a\n\n\xef\xbb\xbfdata: hidden\ndata: b\n\n"
+    first, second = SSEReader(1000, raw=True).feed(stream)
+    assert (first.data, second.data) == ("a", "b")
+    assert [event.data for event in SSEReader(1000).feed(second.raw)] == ["b"]
