@@ -1,0 +1,171 @@
+# SPDX-License-Identifier: Apache-2.0
+"""A private httpd: Debian's binary and Debian's default modules, its own ServerRoot, one loopback port.
+
+Its processes and threads are all there from the start and none is added or ended, so that their CPU time can be read.
+"""
+
+from __future__ import annotations
+
+import functools
+import os
+import shutil
+import signal
+import socket
+import subprocess
+import tempfile
+import time
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from benchlib.cpu import children
+from benchlib.tools import BUILD, BenchmarkError, on_cores
+
+WORKERS = 32
+PROCESSES = 2  # of a threaded MPM
+PATIENCE = 30.0
+
+DEFAULT_MODULES = (
+    "access_compat",
+    "alias",
+    "auth_basic",
+    "authn_core",
+    "authn_file",
+    "authz_core",
+    "authz_host",
+    "authz_user",
+    "autoindex",
+    "deflate",
+    "dir",
+    "env",
+    "filter",
+    "mime",
+    "negotiation",
+    "reqtimeout",
+    "setenvif",
+    "status",
+)
+"""What `apt install apache2` enables, without the MPM."""
+
+
+@functools.cache
+def apxs(name: str) -> str:
+    tool = os.environ.get("APXS", "apxs")
+    return subprocess.run([tool, "-q", name], check=True, capture_output=True, text=True).stdout.strip()
+
+
+def binary() -> str:
+    return f"{apxs('sbindir')}/{apxs('PROGNAME')}"
+
+
+def version() -> str:
+    text = subprocess.run([binary(), "-v"], check=True, capture_output=True, text=True).stdout
+    return text.splitlines()[0].partition("Apache/")[2]
+
+
+def free_port() -> int:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return int(probe.getsockname()[1])
+
+
+def run_directory() -> Path:
+    """A directory of our own below /run, where alone sockets for handoffs may be."""
+    for parent in (Path("/run"), Path(f"/run/user/{os.geteuid()}")):
+        if os.access(parent, os.W_OK):
+            path = Path(tempfile.mkdtemp(prefix="handoff-bench-", dir=parent))
+            path.chmod(0o755)
+            return path
+    raise BenchmarkError("neither /run nor /run/user/<uid> is writable; run this as root")
+
+
+@dataclass(slots=True)
+class Apache:
+    """One server. `root` is its ServerRoot (made here), `config` what is added to the common part."""
+
+    mpm: str
+    root: Path
+    cores: set[int]
+    config: str
+    port: int = field(default_factory=free_port)
+    _process: subprocess.Popen[bytes] | None = None
+
+    def __post_init__(self) -> None:
+        for name in ("htdocs", "logs"):
+            (self.root / name).mkdir(parents=True)
+        self.root.chmod(0o755)
+        if os.geteuid() == 0:
+            shutil.chown(self.root / "logs", "www-data", "www-data")
+
+    @property
+    def pid(self) -> int:
+        assert self._process is not None
+        return self._process.pid
+
+    def workers(self) -> list[int]:
+        return children(self.pid)
+
+    def _configuration(self) -> str:
+        root = self.root
+        sizes = (
+            f"StartServers {WORKERS}\nMinSpareServers 1\nMaxSpareServers {WORKERS}\nServerLimit {WORKERS}\n"
+            if self.mpm == "prefork"
+            else f"StartServers {PROCESSES}\nServerLimit {PROCESSES}\nThreadsPerChild {WORKERS // PROCESSES}\n"
+            f"MinSpareThreads 1\nMaxSpareThreads {WORKERS}\n"
+        )
+        modules = "\n".join(
+            f"LoadModule {name}_module {apxs('LIBEXECDIR')}/mod_{name}.so"
+            for name in (f"mpm_{self.mpm}", *DEFAULT_MODULES)
+        )
+        return (
+            f"ServerRoot {root}\nServerName localhost\nPidFile {root}/logs/pid\nDefaultRuntimeDir {root}/logs\n"
+            f"Mutex file:{root}/logs default\nErrorLog {root}/logs/error\nLogLevel warn\n"
+            f"{modules}\nLoadModule bench_module {BUILD}/mod_bench.so\n{sizes}"
+            f"MaxRequestWorkers {WORKERS}\nMaxConnectionsPerChild 0\nMaxKeepAliveRequests 0\n"
+            f"{'User www-data' if os.geteuid() == 0 else ''}\n{'Group www-data' if os.geteuid() == 0 else ''}\n"
+            f"Listen 127.0.0.1:{self.port}\nDocumentRoot {root}/htdocs\nTypesConfig /etc/mime.types\n"
+            'LogFormat "%h %l %u %t \\"%r\\" %>s %O \\"%{Referer}i\\" \\"%{User-Agent}i\\"" combined\n'
+            f"CustomLog {root}/logs/access combined\n"
+            f"<Directory />\nAllowOverride None\nRequire all denied\n</Directory>\n"
+            f"<Directory {root}/htdocs>\nRequire all granted\n</Directory>\n"
+            f"{self.config}"
+        )
+
+    def start(self, *, under: tuple[str, ...] = ()) -> None:
+        """`under` is a program that runs httpd as one process (-X), or nothing."""
+        path = self.root / "httpd.conf"
+        path.write_text(self._configuration())
+        with (self.root / "logs" / "stderr").open("wb") as stderr:
+            self._process = subprocess.Popen(
+                [*under, binary(), "-X" if under else "-DFOREGROUND", "-f", str(path)],
+                stdin=subprocess.DEVNULL,
+                stdout=subprocess.DEVNULL,
+                stderr=stderr,
+                start_new_session=True,  # prefork stops its children by a signal to its group
+                preexec_fn=on_cores(self.cores),
+            )
+        expected = 0 if under else WORKERS if self.mpm == "prefork" else PROCESSES
+        deadline = time.monotonic() + PATIENCE
+        while not (self._listens() and len(self.workers()) >= expected):
+            if self._process.poll() is not None or time.monotonic() > deadline:
+                self.stop()
+                raise BenchmarkError(f"httpd ({self.mpm}) did not start:\n{self.complaints()}")
+            time.sleep(0.02)
+
+    def _listens(self) -> bool:
+        with socket.socket() as probe:
+            return probe.connect_ex(("127.0.0.1", self.port)) == 0
+
+    def complaints(self) -> str:
+        """The ends of what it wrote to its error log and to standard error."""
+        texts = (self.root / "logs" / name for name in ("error", "stderr"))
+        return "\n".join(text.read_text(errors="replace")[-3000:] for text in texts if text.exists())
+
+    def stop(self) -> None:
+        process = self._process
+        if process is not None and process.poll() is None:
+            process.send_signal(signal.SIGTERM)
+            try:
+                process.wait(PATIENCE)
+            except subprocess.TimeoutExpired:
+                os.killpg(process.pid, signal.SIGKILL)
+                process.wait(PATIENCE)

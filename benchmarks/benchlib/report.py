@@ -1,0 +1,32 @@
+# SPDX-License-Identifier: Apache-2.0
+"""How figures are written down: Markdown tables, medians with their spread, aims and whether they were met."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from benchlib.figures import Figure
+
+
+def spread(value: Figure, digits: int = 0) -> str:
+    """The median and the quartiles: 12 (11-13)."""
+    return f"{value.median:,.{digits}f} ({value.low:,.{digits}f}-{value.high:,.{digits}f})"
+
+
+def table(head: list[str], rows: list[list[str]]) -> str:
+    lines = [head, ["---", *("---:" for _ in head[1:])], *rows]
+    return "\n".join("| " + " | ".join(line) + " |" for line in lines) + "\n"
+
+
+@dataclass(frozen=True, slots=True)
+class Aim:
+    """What is promised, and what was measured. ``at_least``: the limit is one from below."""
+
+    text: str
+    limit: float
+    value: Figure
+    at_least: bool = False
+
+    @property
+    def met(self) -> bool:
+        return self.value.median >= self.limit if self.at_least else self.value.median <= self.limit

@@ -1,0 +1,112 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The C programs: built from src/, started, and read. Their own first comments say what they do."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+BENCHMARKS = Path(__file__).resolve().parents[1]
+ROOT = BENCHMARKS.parent
+CACHE = ROOT / ".cache" / "benchmarks"
+BUILD = CACHE / "build"
+MODULE = ROOT / "module-src" / "build" / "mod_socket_handoff.so"
+
+
+class BenchmarkError(Exception):
+    """A measurement that cannot be had; the message says why."""
+
+
+def build(*goals: str, module: bool = True) -> None:
+    """Compiles the programs here, all or those that are named, and the module of this checkout."""
+    commands = [["make", "-s", "-C", str(BENCHMARKS), f"B={BUILD}", *goals]]
+    if module:
+        commands.append(["make", "-s", "-C", str(MODULE.parents[1])])
+    for command in commands:
+        done = subprocess.run(command, capture_output=True, text=True, check=False)
+        if done.returncode != 0:
+            raise BenchmarkError(f"{' '.join(command)} failed:\n{done.stdout}{done.stderr}")
+
+
+def answer_body() -> bytes:
+    """What every contender answers, from src/answer.h."""
+    text = (BENCHMARKS / "src" / "answer.h").read_text()
+    literals = text.split("#define ANSWER_BODY", 1)[1].split("#define", 1)[0]
+    return "".join(literals.split('"')[1::2]).replace("\\n", "\n").encode()
+
+
+def on_cores(cores: set[int]) -> Callable[[], None]:
+    """For preexec_fn: the child and its children run on these cores only."""
+    return lambda: os.sched_setaffinity(0, cores)
+
+
+@dataclass(frozen=True, slots=True)
+class Load:
+    """What one run of the load generator says. Seconds, bytes; latency in microseconds."""
+
+    requests: int
+    failures: dict[str, int]
+    response_bytes: int
+    seconds: float
+    cpu_seconds: float
+    latency_us: dict[str, float]
+
+
+@dataclass(frozen=True, slots=True)
+class Generator:
+    cores: set[int]
+
+    def run(self, port: int, uri: str, *, connections: int, amount: str, keep_alive: bool = False) -> Load:
+        """`amount` is seconds, or a number of requests with an x behind it."""
+        command = [str(BUILD / "loadgen"), str(port), uri, str(connections), amount]
+        if keep_alive:
+            command.append("keep-alive")
+        done = subprocess.run(
+            command, capture_output=True, text=True, check=False, timeout=600, preexec_fn=on_cores(self.cores)
+        )
+        if done.returncode != 0:
+            raise BenchmarkError(f"{' '.join(command)} failed: {done.stderr}")
+        load = Load(**json.loads(done.stdout))
+        if any(load.failures.values()) or load.requests == 0:
+            raise BenchmarkError(
+                f"{uri} on port {port}: {load.requests} requests were answered and failures were {load.failures}"
+            )
+        return load
+
+
+class Receiver:
+    """The daemon of the benchmarks, listening at each KIND:WHERE."""
+
+    def __init__(self, places: list[str], cores: set[int]) -> None:
+        self._process = subprocess.Popen(
+            [str(BUILD / "receiver"), *places], stdout=subprocess.PIPE, text=True, preexec_fn=on_cores(cores)
+        )
+        if self._line() != "ready\n":
+            self.stop()
+            raise BenchmarkError(f"the receiver did not start: {places}")
+
+    def _line(self) -> str:
+        assert self._process.stdout is not None
+        return self._process.stdout.readline()
+
+    @property
+    def pid(self) -> int:
+        return self._process.pid
+
+    def counts(self) -> dict[str, Any]:
+        """handoffs, answers, message_bytes, payload_bytes, failures since it started."""
+        self._process.send_signal(signal.SIGUSR1)
+        counts: dict[str, Any] = json.loads(self._line())
+        return counts
+
+    def stop(self) -> None:
+        self._process.terminate()
+        self._process.wait(10)
+        if self._process.stdout is not None:
+            self._process.stdout.close()
