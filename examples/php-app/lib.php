@@ -59,7 +59,7 @@ function allow_methods(string ...$methods): string
     return $method;
 }
 
-/** @return array{socket: string, user: string, password_hash: string} */
+/** @return array{target: string, user: string, password_hash: string} */
 function config(): array
 {
     static $config = null;
@@ -78,7 +78,15 @@ function config(): array
         error_log("handoff-app: $path: {$error->getMessage()}");
         throw new Failure(500, 'not_configured', "The configuration file $path has an error in line {$error->getLine()}.");
     }
-    foreach (['socket' => '~^/[\x21-\x7e]+$~D', 'user' => '~^.+$~Ds', 'password_hash' => '~^\$.+$~D'] as $key => $form) {
+    if (is_array($config)) {
+        $config['target'] ??= $config['socket'] ?? null; // as it was called when there were only paths
+    }
+    $forms = [
+        'target' => '~^([A-Za-z0-9][A-Za-z0-9._-]{0,63}|/[\x21-\x7e]+)$~D',
+        'user' => '~^.+$~Ds',
+        'password_hash' => '~^\$.+$~D',
+    ];
+    foreach ($forms as $key => $form) {
         if (!is_array($config) || !is_string($config[$key] ?? null) || !preg_match($form, $config[$key])) {
             $config = null;
             $what = "The configuration file $path has no usable '$key'";

@@ -12,7 +12,7 @@ version_added: 0.1.0
 short_description: Stream one real answer through a front door and check it to the last byte
 description:
   - Does what a user does. Logs in where told to, asks for a stream and reads it to its end.
-  - Fails unless the status is 200, the type is C(text/event-stream), neither handoff header is visible in any response,
+  - Fails unless the status is 200, the type is C(text/event-stream), no handoff header is visible in any response,
     every event is valid, the last one is C([DONE]) and the connection is closed without a reset.
   - Uses the Python standard library only and runs where the task runs, that is on the host itself unless delegated.
 options:
@@ -117,11 +117,11 @@ from urllib.parse import quote, urlencode, urlsplit
 from ansible.module_utils.basic import AnsibleModule
 from ansible_collections.socket_handoff.fleet.plugins.module_utils.event_stream import AnswerReader, BadStream
 
-FORBIDDEN = ("x-socket-handoff", "x-handoff-data")
+FORBIDDEN = ("x-socket-handoff", "x-handoff-data", "x-handoff-data-from")
 
 ADVICE = {
     401: "The login did not take: does handoff_app_password match what the role installed?",
-    403: "Refused: Apache's error log names the path and the SocketHandoffAllowedPrefix that did not permit it.",
+    403: "Refused: Apache's error log names the target and what is missing, SocketHandoffTarget or SocketHandoffAllow.",
     404: "No such page: is the virtual host enabled, and does another one answer for this name? See apache2ctl -S.",
     500: "See Apache's error log.",
     503: "The daemon could not be reached: systemctl status streaming-daemon.socket streaming-daemon.service.",

@@ -71,20 +71,25 @@ def daemon_runs(host: Host, session: Session) -> Iterator[None]:
 
 
 @pytest.fixture(scope="module")
-def hand_off(host: Host, session: Session) -> Iterator[Callable[[str, str], Answer]]:
-    """A function that makes PHP name any target with any data, as an application with a fault in it might."""
-    page = "/var/www/handoff-app/public/handoff-test.php"
+def hand_off(host: Host, session: Session) -> Iterator[Callable[..., Answer]]:
+    """A function that makes PHP name any target with any data, as an application with a fault in it might.
+
+    The virtual host permits handoffs to stream.php, in every directory; `page` names one that is not permitted.
+    """
+    root = "/var/www/handoff-app/public/chain-test"
     code = (
-        "<?php header('X-Socket-Handoff: ' . $_GET['target']);"
+        "<?php header('X-Socket-Handoff: ' . $_GET['target']); setcookie('chain', 'test'); setcookie('second', '2');"
+        " header('X-Chain-Test: from PHP'); header('Content-Length: 15');"
         " if (isset($_GET['data'])) header('X-Handoff-Data: ' . $_GET['data']); echo 'the body of PHP';"
     )
-    host.check_output(f"printf %s {shlex.quote(code)} >{page}")
+    pages = f"{root}/stream.php {root}/other.php"
+    host.check_output(f"mkdir {root} && printf %s {shlex.quote(code)} | tee {pages}")
 
-    def ask(target: str, data: str = "{}") -> Answer:
-        return session.get("/handoff-test.php?" + urlencode({"target": target, "data": data}))
+    def ask(target: str, data: str = "{}", page: str = "stream.php") -> Answer:
+        return session.get(f"/chain-test/{page}?" + urlencode({"target": target, "data": data}))
 
     yield ask
-    host.check_output(f"rm {page}")
+    host.check_output(f"rm -r {root}")
 
 
 @pytest.hookimpl(hookwrapper=True)

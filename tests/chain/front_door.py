@@ -90,7 +90,8 @@ class Connection:
         assert separator, f"no complete response head; {self.end}; got {bytes(self.raw[:2000])!r}"
         status_line, *lines = head.decode("latin-1").split("\r\n")
         headers = [(name, value.strip()) for name, _, value in (line.partition(":") for line in lines)]
-        if ("transfer-encoding", "chunked") in ((name.lower(), value.lower()) for name, value in headers):
+        chunked = ("transfer-encoding", "chunked") in ((name.lower(), value.lower()) for name, value in headers)
+        if chunked and not self.request.startswith(b"HEAD "):
             body = b"".join(chunks(body))
         return Answer(int(status_line.split()[1]), headers, body, self.end or "open", time.monotonic() - self.began)
 

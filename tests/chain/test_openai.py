@@ -6,10 +6,11 @@ import hashlib
 import json
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from urllib.parse import urlencode
 
 import pytest
 from conftest import playbook
-from front_door import Session, assert_complete
+from front_door import Connection, Session, assert_complete
 from testinfra.host import Host
 
 KEY = "sk-chain-test-9c41"
@@ -50,6 +51,12 @@ def test_answers_come_from_the_configured_server(host: Host, session: Session, n
         assert applied.returncode == 0, applied.stdout[-4000:]
         text = assert_complete(session.open_stream("Why?", tokens=1, pace=1).read_to_end(), 4)
         assert text == "chain-model was asked: Why? \U0001f600"
+
+        long = "begin " + "0123456789" * 100_000 + " end"
+        form = urlencode({"prompt": long}).encode()
+        request = session.request("POST", "/stream.php", form, {"X-CSRF-Token": session.csrf})
+        text = assert_complete(Connection(session.address, request).read_to_end(), 4)
+        assert text == f"chain-model was asked: {long} \U0001f600", (len(text), text[:100], text[-100:])
 
         assert KEY not in applied.stdout + applied.stderr
         everywhere = "/etc/systemd /etc/streaming-daemon/config.toml /opt/streaming-daemon /var/log"

@@ -10,7 +10,10 @@ from front_door import Answer
 from testinfra.host import Host
 
 HandOff = Callable[..., Answer]
-OUTSIDE = [
+UNDECLARED = [
+    "gpt",
+    "LLM",
+    "llm.sock",
     "/etc/passwd",
     "/tmp/evil.sock",
     "/run/../etc/passwd",
@@ -35,17 +38,23 @@ def refused_with(host: Host, hand_off: HandOff, target: str, status: int) -> Ans
     return answer
 
 
-@pytest.mark.parametrize("target", OUTSIDE)
-def test_a_path_outside_the_prefix_is_forbidden(host: Host, hand_off: HandOff, target: str) -> None:
+@pytest.mark.parametrize("target", UNDECLARED)
+def test_what_is_no_declared_target_is_forbidden(host: Host, hand_off: HandOff, target: str) -> None:
     refused_with(host, hand_off, target, 403)
 
 
-def test_a_symlink_out_of_the_prefix_is_forbidden(host: Host, hand_off: HandOff) -> None:
-    """The permitted name itself becomes a link to another socket that listens."""
+@pytest.mark.parametrize("target", ["llm", "/run/streaming-daemon.sock", "/var/run/streaming-daemon.sock"])
+def test_a_target_is_forbidden_where_nobody_permitted_it(host: Host, hand_off: HandOff, target: str) -> None:
+    refused_with(host, lambda name: hand_off(name, page="other.php"), target, 403)
+    assert hand_off(target, json.dumps({"prompt": "x", "demo": {"tokens": 2}})).status == 200
+
+
+def test_a_symlink_in_the_place_of_the_socket_is_forbidden(host: Host, hand_off: HandOff) -> None:
+    """The declared name itself becomes a link to another socket that listens."""
     host.check_output("systemctl stop streaming-daemon.socket streaming-daemon.service")
     try:
         host.check_output("rm -f /run/streaming-daemon.sock && ln -s /run/systemd/notify /run/streaming-daemon.sock")
-        refused_with(host, hand_off, "/run/streaming-daemon.sock", 403)
+        refused_with(host, hand_off, "llm", 403)
     finally:
         host.check_output("rm -f /run/streaming-daemon.sock && systemctl start streaming-daemon.socket")
 
@@ -53,13 +62,13 @@ def test_a_symlink_out_of_the_prefix_is_forbidden(host: Host, hand_off: HandOff)
 @pytest.mark.usefixtures("daemon_runs")
 def test_a_dead_daemon_is_503_with_retry_after(host: Host, hand_off: HandOff) -> None:
     host.check_output("systemctl stop streaming-daemon.socket streaming-daemon.service")
-    answer = refused_with(host, hand_off, "/run/streaming-daemon.sock", 503)
+    answer = refused_with(host, hand_off, "llm", 503)
     assert int(answer.header("Retry-After") or "0") >= 1
 
 
 @pytest.mark.parametrize("data", ["[1, 2", "[1, 2]", '{"prompt": 7}'])
 def test_unusable_data_is_400_before_a_byte_is_streamed(hand_off: HandOff, data: str) -> None:
-    answer = hand_off("/run/streaming-daemon.sock", data)
+    answer = hand_off("llm", data)
     assert answer.status == 400, (answer.status, answer.body)
     assert json.loads(answer.body)["error"]["message"]
 

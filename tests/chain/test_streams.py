@@ -4,13 +4,15 @@ from __future__ import annotations
 
 import re
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from urllib.parse import urlencode
 
 import pytest
-from front_door import Connection, Session, assert_complete
+from front_door import Answer, Connection, Session, assert_complete
 from testinfra.host import Host
+
+HandOff = Callable[..., Answer]
 
 
 def test_an_answer_arrives_token_by_token(session: Session) -> None:
@@ -57,10 +59,65 @@ def test_http_1_0_is_answered_without_chunks(session: Session) -> None:
     assert_complete(answer, 30)
 
 
-def test_head_is_answered_without_a_body_and_without_our_headers(session: Session) -> None:
+def test_head_is_the_head_of_the_stream(session: Session, host: Host) -> None:
+    before = host.check_output("date +%s")
     answer = Connection(session.address, session.request("HEAD", "/stream.php?prompt=x")).read_to_end()
-    assert answer.body == b""
+    assert (answer.status, answer.body, answer.end) == (200, b"", "FIN")
+    assert (answer.header("Content-Type") or "").startswith("text/event-stream")
     assert answer.header("X-Socket-Handoff") is None and answer.header("X-Handoff-Data") is None
+    assert " method=HEAD path=/stream.php " in journal(host, before)
+
+
+@pytest.mark.parametrize("size", [7_000, 100_000, 1_000_000])
+def test_a_long_question_reaches_the_daemon_whole(session: Session, size: int) -> None:
+    """Through PHP-FPM's header limit and the limit of a socket's message. The demo repeats how the question begins;
+    that nothing is missing at its end is certain because the data is JSON, and test_openai looks at all of it."""
+    question = f"begin {'0123456789' * (size // 10)} end"
+    form = urlencode({"prompt": question, "tokens": 30, "pace": 10_000}).encode()
+    request = session.request("POST", "/stream.php", form, {"X-CSRF-Token": session.csrf})
+    text = assert_complete(Connection(session.address, request).read_to_end(), 30)
+    assert "begin 01234567890123456789" in text, text
+
+
+def test_what_php_sets_arrives_at_the_browser(hand_off: HandOff) -> None:
+    answer = hand_off("llm", '{"prompt": "x", "demo": {"tokens": 2, "tokens_per_second": 100}}')
+    assert_complete(answer, 2)
+    cookies = [value.split(";")[0] for name, value in answer.headers if name.lower() == "set-cookie"]
+    assert cookies == ["chain=test", "second=2"]
+    assert answer.header("X-Chain-Test") == "from PHP"
+    assert answer.header("Content-Length") is None, "that was the length of PHP's body"
+
+
+def test_both_logs_name_the_client_and_the_same_id(session: Session, host: Host) -> None:
+    before = host.check_output("date +%s")
+    stream = session.open_stream(tokens=3, pace=100)
+    name, port = stream.socket.getsockname()[:2]
+    assert_complete(stream.read_to_end(), 3)
+    line = next(line for line in journal(host, before).splitlines() if f" client={name}:{port} " in line)
+    assert " method=GET path=/stream.php " in line
+    [request_id] = re.findall(r" id=(\S+) ", line)
+    logged = host.check_output(f"grep -F -- {request_id} /var/log/apache2/handoff-app-access.log").splitlines()
+    assert len(logged) == 1 and logged[0].startswith(f"{name} "), logged
+    assert re.search(rf'" llm sent \d+ {re.escape(request_id)}$', logged[0]), logged
+
+
+def test_the_status_page_counts_handoffs_and_is_for_the_host_itself(session: Session, host: Host) -> None:
+    def sent() -> int:
+        url = "http://127.0.0.1/socket-handoff-status?auto"
+        page = host.check_output(
+            f"python3 -c \"import urllib.request as u; print(u.urlopen('{url}').read().decode())\""
+        )
+        return int(re.search(r"^llm/sent: (\d+)$", page, re.MULTILINE)[1])  # type: ignore[index]
+
+    before = sent()
+    for _ in range(3):
+        assert_complete(session.open_stream(tokens=2, pace=100).read_to_end(), 2)
+    assert sent() == before + 3
+    assert session.get("/socket-handoff-status?auto").status == 403
+
+
+def journal(host: Host, since: str) -> str:
+    return str(host.check_output(f"journalctl -u streaming-daemon --since=@{since} -o cat --no-pager"))
 
 
 def test_unicode_is_never_split(session: Session) -> None:

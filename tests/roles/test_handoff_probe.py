@@ -187,7 +187,7 @@ def test_a_faulty_body_is_refused_by_name(run_module, url, behaviour, body, comp
     assert complaint in report["msg"]
 
 
-@pytest.mark.parametrize("name", ["X-Socket-Handoff", "x-handoff-data"])
+@pytest.mark.parametrize("name", ["X-Socket-Handoff", "x-handoff-data", "X-Handoff-Data-From"])
 def test_a_handoff_header_in_the_stream_is_refused(run_module, url, behaviour, name):
     behaviour.headers[name] = "/run/streaming-daemon.sock"
     report = run_module("handoff_probe", url=url)
@@ -205,7 +205,7 @@ def test_a_handoff_header_on_an_ordinary_page_is_refused(run_module, url, behavi
     ("status", "advice"),
     [
         (401, "handoff_app_password"),
-        (403, "SocketHandoffAllowedPrefix"),
+        (403, "SocketHandoffAllow"),
         (500, "error log"),
         (503, "streaming-daemon.socket"),
     ],

@@ -116,12 +116,79 @@ def backend(**more: Any) -> dict[str, Any]:
     return {"streaming_daemon_backends": [{"name": "demo", "type": "demo"}, {"name": "llm", "type": "openai", **more}]}
 
 
+def targets(*declared: dict[str, Any]) -> dict[str, Any]:
+    return {"apache_handoff_targets": list(declared)}
+
+
 # role -> [(variables, what the message must hold)]; None stands for an input that has to pass.
 CASES: dict[str, list[tuple[dict[str, Any], list[str] | None]]] = {
     "apache_handoff": [
         ({}, None),
-        ({"apache_handoff_allowed_prefix": "/var/run/llm/"}, None),
-        ({"apache_handoff_allowed_prefix": "/run/a..b/c.sock", "apache_handoff_max_retries": 0}, None),
+        ({"apache_handoff_allowed_prefix": "/var/run/llm/", "apache_handoff_targets": []}, None),
+        (
+            {
+                "apache_handoff_allowed_prefix": "/run/a..b/c.sock",
+                "apache_handoff_max_retries": 0,
+                "apache_handoff_targets": [],
+            },
+            None,
+        ),
+        (
+            {"apache_handoff_allowed_prefix": "/run/llm.sock"},
+            [
+                'apache_handoff_allowed_prefix is "/run/llm.sock"',
+                "apache_handoff_targets declares llm",
+                "Example: apache_handoff_targets: [{name: llm, socket: /run/llm.sock}] Or: apache_handoff_targets: []",
+            ],
+        ),
+        (
+            {
+                "apache_handoff_targets": [
+                    {
+                        **{"name": "llm", "socket": "/var/run/llm/a.sock", "envelope": True, "ack": True},
+                        **{"transport": "seqpacket", "user": "root", "headers": ["Cookie", "X-Trace"]},
+                        **{"timeout_ms": 10000, "retries": 0, "backup": "LLM", "max_fails": 0, "retry_ms": 100},
+                    },
+                    {"name": "LLM", "socket": "/run/old.sock", "envelope": False},
+                ]
+            },
+            None,
+        ),
+        *[
+            (
+                targets({"name": name, "socket": "/run/x"}),
+                ["apache_handoff_targets names", json.dumps(name), "Example: "],
+            )
+            for name in ("", "a b", "-x", "x" * 65, "All", "none", "x\n", "/run/x")
+        ],
+        (targets({"name": "llm", "socket": "/run/x"}, {"name": "llm", "socket": "/run/y"}), ["a name of its own"]),
+        (targets(*({"name": f"t{number}", "socket": "/run/x"} for number in range(64))), ["at most 63"]),
+        (targets({"socket": "/run/x"}), ["apache_handoff_targets", "name"]),
+        (targets({"name": "llm"}), ["apache_handoff_targets", "socket"]),
+        *[
+            (
+                targets({"name": "llm", "socket": "/run/x", **wrong}, {"name": "plain", "socket": "/run/p"}),
+                ["apache_handoff_targets: llm has a wrong " + "".join(wrong), "Example: "],
+            )
+            for wrong in (
+                *({"socket": path} for path in ("/tmp/x", "/run", "/run/", "/run/x/", "/run/../x", "/run/a b")),
+                *({"user": user} for user in ("", "Me", "a b", "root;")),
+                *({"headers": names} for names in ([], ["Coo kie"], ["A,B"], ["é"], ["X"] * 33)),
+                *({"timeout_ms": value} for value in (0, 10001)),
+                *({"retries": value} for value in (-1, 11)),
+                *({"backup": name} for name in ("llm", "nobody", "")),
+                *({"max_fails": value} for value in (-1, 1001)),
+                *({"retry_ms": value} for value in (99, 60001)),
+            )
+        ],
+        (
+            targets({"name": "llm", "socket": "/run/x", "envelope": False, "headers": ["Cookie"]}),
+            ["llm has a wrong headers", "only with envelope true"],
+        ),
+        (targets({"name": "llm", "socket": "/run/x", "transport": "udp"}), ["auto, seqpacket, stream", "udp"]),
+        (targets({"name": "llm", "socket": "/run/x", "color": "red"}), ["color", "apache_handoff_targets"]),
+        ({"apache_handoff_status_page": "perhaps"}, ["apache_handoff_status_page", "perhaps"]),
+        ({"apache_handoff_max_payload": 1073741825}, ["apache_handoff_max_payload is 1073741825", "0 to 1073741824"]),
         *[
             (
                 {"apache_handoff_allowed_prefix": path},
@@ -186,6 +253,9 @@ CASES: dict[str, list[tuple[dict[str, Any], list[str] | None]]] = {
             {"streaming_daemon_socket_group": "www data"},
             ["streaming_daemon_socket_group is", "www data", "Example: www-data"],
         ),
+        ({"streaming_daemon_message": "json"}, ["streaming_daemon_message", "auto, envelope, plain", "json"]),
+        ({"streaming_daemon_ack": "perhaps"}, ["streaming_daemon_ack", "perhaps"]),
+        ({"streaming_daemon_max_payload": -1}, ["streaming_daemon_max_payload is -1", "0 to 1073741824"]),
         ({"streaming_daemon_workers": 65}, ["streaming_daemon_workers is 65", "whole number", "0 to 64"]),
         ({"streaming_daemon_workers": -1}, ["streaming_daemon_workers is -1"]),
         ({"streaming_daemon_max_streams": 0}, ["streaming_daemon_max_streams is 0", "1 to 1000000"]),
@@ -195,6 +265,12 @@ CASES: dict[str, list[tuple[dict[str, Any], list[str] | None]]] = {
         ({"streaming_daemon_drain_timeout": 86401}, ["streaming_daemon_drain_timeout is 86401"]),
         ({"streaming_daemon_heartbeat": "often"}, ["streaming_daemon_heartbeat", "unable to convert to float"]),
         ({"streaming_daemon_keep_releases": 1}, ["streaming_daemon_keep_releases is 1", "2 to 100"]),
+        ({"streaming_daemon_access_log": "json", "streaming_daemon_metrics_listen": "127.0.0.1:9464"}, None),
+        ({"streaming_daemon_access_log": "common"}, ["streaming_daemon_access_log", "none, combined, json, pairs"]),
+        (
+            {"streaming_daemon_metrics_listen": "0.0.0.0:9464"},
+            ['streaming_daemon_metrics_listen is "0.0.0.0:9464"', "Example: 127.0.0.1:9464"],
+        ),
         ({"streaming_daemon_log_level": "loud"}, ["streaming_daemon_log_level", "debug, info, warning, error", "loud"]),
         ({"streaming_daemon_install_packages": "perhaps"}, ["streaming_daemon_install_packages", "perhaps"]),
         ({"streaming_daemon_backend": "claude"}, ['streaming_daemon_backend is "claude"', "demo", "Example: demo"]),
@@ -261,6 +337,11 @@ CASES: dict[str, list[tuple[dict[str, Any], list[str] | None]]] = {
                     {"handoff_app_disable_default_site": "maybe"},
                     ["handoff_app_disable_default_site", "auto, always, never", "maybe"],
                 ),
+                ({"handoff_app_socket": "/var/run/x.sock"}, None),
+                *[
+                    ({"handoff_app_target": name}, ["handoff_app_target is", json.dumps(name), "Example: llm"])
+                    for name in ("", "/run/x.sock", "a b", "None", "x" * 65)
+                ],
                 ({"handoff_app_socket": "/tmp/x.sock"}, ['handoff_app_socket is "/tmp/x.sock"', "Example: "]),
                 ({"handoff_app_user": "o'brien"}, ["handoff_app_user is", "Example: demo"]),
                 ({"handoff_app_install_packages": "perhaps"}, ["handoff_app_install_packages", "perhaps"]),

@@ -1,6 +1,6 @@
 <?php
 /**
- * GET or POST /stream.php (prompt): decides whether this user may ask, then gives the connection to the daemon.
+ * GET, HEAD or POST /stream.php (prompt): decides whether this user may ask, then gives the connection to the daemon.
  *
  * PHP is here for a few milliseconds per answer; the answer itself is written by the daemon.
  */
@@ -8,11 +8,11 @@ declare(strict_types=1);
 require __DIR__ . '/../lib.php';
 require __DIR__ . '/../handoff.php';
 
-/** Bytes of a request body. Form encoding may triple the 8000 bytes that a header can carry. */
-const BODY_MAX = 32768;
+/** Bytes of a request body, which PHP holds in memory several times. PHP's own post_max_size is 8M by default. */
+const BODY_MAX = 4194304;
 
 fail_as('json');
-$method = allow_methods('GET', 'POST');
+$method = allow_methods('GET', 'HEAD', 'POST');
 $config = config();
 
 // 1. Who is asking? The session is only read: its lock is released before anything else happens.
@@ -41,7 +41,7 @@ if ($method === 'POST' && !$token_ok) {
 }
 
 // 3. What is asked?
-$input = $method === 'GET' ? $_GET : request_body();
+$input = $method === 'POST' ? request_body() : $_GET;
 $prompt = $input['prompt'] ?? null;
 if (!is_string($prompt) || trim($prompt) === '') {
     throw new Failure(422, 'prompt_missing', 'Send a question in the field "prompt".');
@@ -60,10 +60,9 @@ if ($demo !== []) {
 
 // 4. Hand off.
 try {
-    handoff($config['socket'], $data);
+    handoff($config['target'], $data);
 } catch (LengthException $error) {
-    throw new Failure(422, 'prompt_too_long', "The question is too long: {$error->getMessage()}. "
-        . 'Characters beyond ASCII count 6 or 12 bytes each.');
+    throw new Failure(422, 'prompt_too_long', "The question is too long: {$error->getMessage()}.");
 }
 
 /** @return array<mixed> the fields of a JSON or form body */

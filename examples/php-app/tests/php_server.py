@@ -32,6 +32,7 @@ class Response:
         assert self.header("Content-Type") == "application/json", self
         assert self.header("X-Socket-Handoff") is None, self
         assert self.header("X-Handoff-Data") is None, self
+        assert self.header("X-Handoff-Data-From") is None, self
         assert self.header("Cache-Control") == "no-store", self
         error: dict[str, str] = json.loads(self.body)["error"]
         assert set(error) == {"type", "message"}, self
@@ -40,10 +41,14 @@ class Response:
     @property
     def handoff(self) -> dict[str, Any]:
         """The data given to the daemon; fails if this is anything but a handoff."""
-        assert (self.status, self.body) == (200, ""), self
-        assert self.header("X-Socket-Handoff") == "/run/streaming-daemon.sock", self
+        assert self.status == 200, self
+        assert self.header("X-Socket-Handoff") == "llm", self
         value = self.header("X-Handoff-Data")
-        assert value is not None, self
+        if value is None:
+            assert self.header("X-Handoff-Data-From") == "response-body", self
+            value = self.body
+        else:
+            assert (self.header("X-Handoff-Data-From"), self.body) == (None, ""), self
         data: dict[str, Any] = json.loads(value)
         return data
 
@@ -121,7 +126,7 @@ class Server:
         return client
 
     def write_config(self, **changes: object) -> None:
-        values = {"socket": "/run/streaming-daemon.sock", "user": "demo", "password_hash": password_hash()} | changes
+        values = {"target": "llm", "user": "demo", "password_hash": password_hash()} | changes
         # PHP reads JSON's strings in single quotes as they are, apart from the two characters escaped here.
         literal = json.dumps(values).replace("\\", "\\\\").replace("'", "\\'")
         self.config.write_text(f"<?php return json_decode('{literal}', true);")

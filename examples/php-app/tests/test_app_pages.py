@@ -128,16 +128,24 @@ def test_nothing_outside_public_is_served(app: Server, path: str) -> None:
 BROKEN = {
     "no file": (None, "missing"),
     "a syntax error": ("<?php return [", "line 1"),
-    "not an array": ("<?php return 7;", "'socket'"),
-    "nothing returned": ("<?php $config = [];", "'socket'"),
-    "no socket": ("<?php return ['user' => 'demo', 'password_hash' => '$2y$x'];", "'socket'"),
-    "a relative socket": (
-        "<?php return ['socket' => 'run/x', 'user' => 'demo', 'password_hash' => '$2y$x'];",
-        "'socket'",
+    "not an array": ("<?php return 7;", "'target'"),
+    "nothing returned": ("<?php $config = [];", "'target'"),
+    "no target": ("<?php return ['user' => 'demo', 'password_hash' => '$2y$x'];", "'target'"),
+    "a relative path": (
+        "<?php return ['target' => 'run/x', 'user' => 'demo', 'password_hash' => '$2y$x'];",
+        "'target'",
     ),
-    "a socket with a line end": (
+    "a name that is too long": (
+        "<?php return ['target' => str_repeat('x', 65), 'user' => 'demo', 'password_hash' => '$2y$x'];",
+        "'target'",
+    ),
+    "a name with a line end": (
+        "<?php return ['target' => \"llm\\r\\nX-A: b\", 'user' => 'demo', 'password_hash' => '$2y$x'];",
+        "'target'",
+    ),
+    "a path with a line end, under its old name": (
         "<?php return ['socket' => \"/run/x\\r\\nX-A: b\", 'user' => 'demo', 'password_hash' => '$2y$x'];",
-        "'socket'",
+        "'target'",
     ),
     "no user": ("<?php return ['socket' => '/run/x', 'user' => '', 'password_hash' => '$2y$x'];", "'user'"),
     "the example's empty hash": ((APP / "config.example.php").read_text(), "'password_hash'"),
@@ -205,3 +213,10 @@ def test_a_bug_is_a_500_without_details_and_a_log_line_with_them(start_server: S
 def test_any_crypt_hash_that_php_verifies_will_do(own_app: Server) -> None:
     own_app.write_config(password_hash=password_hash().replace("$2y$", "$2b$"))
     own_app.logged_in()
+
+
+@pytest.mark.parametrize("config", [{"target": "/run/x.sock"}, {"target": None, "socket": "/run/x.sock"}])
+def test_a_path_does_instead_of_a_name(own_app: Server, config: dict[str, str | None]) -> None:
+    client = own_app.logged_in()
+    own_app.write_config(**config)
+    assert client.ask({"prompt": "hello"}).header("X-Socket-Handoff") == "/run/x.sock"

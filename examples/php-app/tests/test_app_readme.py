@@ -27,8 +27,11 @@ def run_php(code: str) -> subprocess.CompletedProcess[str]:
     ("code", "error"),
     [
         ("handoff('/run/x', ['prompt' => \"\\xff\"]);", "JsonException"),
-        ("handoff('/run/x', ['prompt' => str_repeat('a', 8000)]);", "LengthException: header line of 8029 bytes"),
-        ("echo 'x'; flush(); handoff('/run/x', []);", "LogicException: output started in"),
+        (
+            "handoff('llm', ['prompt' => str_repeat('a', 8388608)]);",
+            "LengthException: 8388621 bytes of data, at most 8388608 fit",
+        ),
+        ("echo 'x'; flush(); handoff('llm', []);", "LogicException: output started in"),
     ],
 )
 def test_handoff_refuses_what_would_not_arrive(code: str, error: str) -> None:
@@ -38,13 +41,15 @@ def test_handoff_refuses_what_would_not_arrive(code: str, error: str) -> None:
 
 def test_handoff_ends_the_request() -> None:
     assert run_php("handoff('/run/x', ['a' => 1]); echo 'not reached';").stdout == ""
+    large = run_php("handoff('/run/x', ['a' => str_repeat('x', 7000)]); echo 'not reached';").stdout
+    assert json.loads(large) == {"a": "x" * 7000}
 
 
 def test_handoff_releases_the_session_lock_of_whoever_forgot(tmp_path: Path) -> None:
     result = run_php(
         f"session_save_path('{tmp_path}'); session_start(); "
         "register_shutdown_function(fn () => print(session_status() === PHP_SESSION_NONE ? 'released' : 'held')); "
-        "handoff('/run/x', []);"
+        "handoff('llm', []);"
     )
     assert result.stdout == "released", result
 

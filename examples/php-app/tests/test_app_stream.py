@@ -10,7 +10,8 @@ import urllib.parse
 import pytest
 from php_server import Client, Server, StartServer
 
-LINE_MAX = 8000  # of the whole header line; see handoff.php
+LINE_MAX = 6000  # of the whole header line; see handoff.php
+BODY_MAX = 4194304  # of a request; see stream.php
 AWKWARD = {
     "all of latin-1": "".join(map(chr, range(256))),
     "header injection": 'x\r\nX-Socket-Handoff: /run/other.sock\r\n\r\n<b>"\\',
@@ -100,13 +101,18 @@ def test_a_request_from_anywhere_but_our_own_pages_is_403(user: Client, method: 
     assert (response.status, response.error["type"]) == (403, "cross_site")
 
 
-@pytest.mark.parametrize("method", ["HEAD", "PUT", "DELETE", "OPTIONS", "PATCH"])
+@pytest.mark.parametrize("method", ["PUT", "DELETE", "OPTIONS", "PATCH"])
 def test_other_methods_are_405_and_name_the_right_ones(user: Client, method: str) -> None:
     response = user.request(method, "/stream.php?prompt=hello")
-    assert (response.status, response.header("Allow")) == (405, "GET, POST")
+    assert (response.status, response.header("Allow")) == (405, "GET, HEAD, POST")
     assert response.header("X-Socket-Handoff") is None
-    if method != "HEAD":
-        assert response.error["type"] == "method_not_allowed"
+    assert response.error["type"] == "method_not_allowed"
+
+
+def test_head_hands_off_as_get_does(user: Client) -> None:
+    response = user.request("HEAD", "/stream.php?prompt=hello", None, {"Sec-Fetch-Site": "same-origin"})
+    assert response.handoff["prompt"] == "hello"
+    assert user.request("HEAD", "/stream.php").status == 422
 
 
 # What is asked --------------------------------------------------------------------------------------------------------
@@ -209,7 +215,7 @@ def test_whatever_is_typed_the_header_is_legal_and_says_exactly_that(user: Clien
 
 
 @pytest.mark.parametrize(("character", "bytes_each"), [("a", 1), ('"', 2), ("é", 6), ("🎉", 12)])
-def test_the_longest_question_is_counted_in_bytes_of_the_header(user: Client, character: str, bytes_each: int) -> None:
+def test_what_is_too_long_for_the_header_is_the_body(user: Client, character: str, bytes_each: int) -> None:
     empty = len("X-Handoff-Data: ") + len(json.dumps(user.ask_json({"prompt": "a"}).handoff, separators=(",", ":"))) - 1
     fitting, rest = divmod(LINE_MAX - empty, bytes_each)
     prompt = "a" * rest + character * fitting
@@ -217,16 +223,43 @@ def test_the_longest_question_is_counted_in_bytes_of_the_header(user: Client, ch
     assert value is not None
     assert len("X-Handoff-Data: ") + len(value) == LINE_MAX
     response = user.ask_json({"prompt": prompt + "a"})
-    assert (response.status, response.error["type"]) == (422, "prompt_too_long")
-    assert "8001 bytes" in response.error["message"]
-    assert "8000" in response.error["message"]
+    assert (response.header("X-Handoff-Data"), response.header("X-Handoff-Data-From")) == (None, "response-body")
+    assert response.handoff["prompt"] == prompt + "a"
+
+
+@pytest.mark.parametrize("prompt", AWKWARD.values(), ids=AWKWARD)
+def test_whatever_is_typed_the_body_says_exactly_that(user: Client, prompt: str) -> None:
+    response = user.ask_json({"prompt": prompt * 1000})
+    assert response.header("X-Handoff-Data-From") == "response-body"
+    assert response.handoff["prompt"] == prompt * 1000
+
+
+@pytest.mark.parametrize("size", [100_000, 1_000_000, 4_000_000])
+@pytest.mark.parametrize("form", ["json", "form"])
+def test_a_question_of_a_megabyte_is_handed_off_whole(user: Client, size: int, form: str) -> None:
+    prompt = ("where " * (size // 6 + 1))[:size].strip()
+    response = user.ask_json({"prompt": prompt}) if form == "json" else user.ask({"prompt": prompt})
+    assert response.handoff["prompt"] == prompt
+
+
+def test_what_was_printed_before_is_no_part_of_the_body(start_server: StartServer) -> None:
+    noise = "ob_start(); echo 'garbage'; ini_set('zlib.output_compression', '1');"
+    server = start_server(prepend=f"if ($_SERVER['SCRIPT_NAME'] === '/stream.php') {{ {noise} }}")
+    response = server.logged_in().ask({"prompt": "a" * 10_000}, Accept_Encoding="gzip")
+    assert response.handoff["prompt"] == "a" * 10_000
 
 
 @pytest.mark.parametrize("kind", ["application/json", "application/x-www-form-urlencoded"])
-def test_a_body_that_cannot_fit_is_422_before_it_is_parsed(user: Client, kind: str) -> None:
-    response = user.ask("prompt=" + "a" * 40000, Content_Type=kind)
+def test_a_body_that_is_too_long_is_422_before_it_is_parsed(user: Client, kind: str) -> None:
+    response = user.ask("prompt=" + "a" * BODY_MAX, Content_Type=kind)
     assert (response.status, response.error["type"]) == (422, "prompt_too_long")
-    assert "32768" in response.error["message"]
+    assert str(BODY_MAX) in response.error["message"]
+
+
+def test_data_beyond_what_apache_takes_is_422(user: Client) -> None:
+    response = user.ask(b"prompt=" + b"x" + b"\x01" * 2_000_000, Content_Type="application/x-www-form-urlencoded")
+    assert (response.status, response.error["type"]) == (422, "prompt_too_long")
+    assert "8388608" in response.error["message"]
 
 
 # What the script leaves behind ----------------------------------------------------------------------------------------
