@@ -2,14 +2,21 @@
 
 from __future__ import annotations
 
-import array
+import base64
+import contextlib
+import fcntl
+import json
+import os
 import re
 import shutil
 import socket
 import subprocess
 import sys
 import threading
+import time
+from collections.abc import Iterator, Sequence
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -76,7 +83,7 @@ def test_readmes_php_snippet_sets_the_two_headers_and_nothing_else(tmp_path: Pat
     page.write_text(snippet)
     login = tmp_path / "login.php"
     login.write_text("<?php session_id('docs'); session_start(); $_SESSION['user'] = 'ada';")
-    for cookie, expected in (("", None), ("PHPSESSID=docs", "/run/streaming-daemon.sock")):
+    for cookie, expected in (("", None), ("PHPSESSID=docs", "llm")):
         body = b"prompt=Hello+%22world%22%0AX-Evil%3A+1"
         environment = {
             "REDIRECT_STATUS": "1",
@@ -101,44 +108,113 @@ def test_readmes_php_snippet_sets_the_two_headers_and_nothing_else(tmp_path: Pat
             assert headers["Status"].startswith("401"), output
 
 
-def test_the_receiver_in_the_wire_protocol_page_receives(tmp_path: Path) -> None:
-    """The sketch of a daemon takes a real TCP connection that is passed to it and answers it."""
-    (sketch,) = code_blocks(ROOT / "docs" / "wire-protocol.md", "python")
-    path = tmp_path / "sketch.sock"
-    program = tmp_path / "sketch.py"
+PLAIN, ENVELOPE = code_blocks(ROOT / "docs" / "wire-protocol.md", "python")
+VECTORS = json.loads((ROOT / "tests" / "vectors" / "envelope.json").read_text())
+
+
+@contextlib.contextmanager
+def running(sketch: str, directory: Path) -> Iterator[Path]:
+    """The path on which a sketch of a daemon listens."""
+    path = directory / "sketch.sock"
+    program = directory / "sketch.py"
     program.write_text(sketch.replace("/run/example.sock", str(path)))
     assert str(path) in program.read_text(), "the sketch no longer listens on /run/example.sock"
     process = subprocess.Popen([sys.executable, str(program)], stderr=subprocess.PIPE)
+    watchdog = threading.Timer(60, process.kill)
+    watchdog.start()
     try:
-        answered = threading.Event()
-        watchdog = threading.Timer(20, process.kill)
-        watchdog.start()
         while True:
             assert process.poll() is None, process.stderr.read().decode() if process.stderr else ""
-            peer = socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET)
-            try:
+            with contextlib.suppress(OSError), socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET) as peer:
                 peer.connect(str(path))
                 break
-            except OSError:
-                peer.close()
-                answered.wait(0.05)
-        listener = socket.create_server(("127.0.0.1", 0))
-        client = socket.create_connection(listener.getsockname())
-        server, _ = listener.accept()
-        server.setblocking(False)
-        rights = [(socket.SOL_SOCKET, socket.SCM_RIGHTS, array.array("i", [server.fileno()]))]
-        peer.sendmsg([b'{"prompt": "hello"}'], rights)
-        peer.close()
-        server.close()
-        client.settimeout(20)
-        received = b""
-        while piece := client.recv(65536):
-            received += piece
-        assert received.startswith(b"HTTP/1.1 200"), received
-        assert received.endswith(b"data: [DONE]\n\n"), received
+            time.sleep(0.05)
+        yield path
+        assert process.poll() is None, process.stderr.read().decode() if process.stderr else ""
     finally:
         watchdog.cancel()
         process.kill()
         process.wait()
         assert process.stderr
         process.stderr.close()
+
+
+def hand_off(path: Path, message: bytes, others: Sequence[int] = (), *, ack: bool = False) -> bytes:
+    """Do as Apache does with a real TCP connection, and return what its client gets."""
+    listener = socket.create_server(("127.0.0.1", 0))
+    client = socket.create_connection(listener.getsockname())
+    server, _ = listener.accept()
+    server.setblocking(False)
+    with listener, client, server, socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET) as peer:
+        peer.settimeout(20)
+        peer.connect(str(path))
+        assert not ack or peer.recv(2) == b"\x06"
+        socket.send_fds(peer, [message], [server.fileno(), *others])
+        server.close()
+        peer.close()
+        client.settimeout(20)
+        received = b""
+        while piece := client.recv(65536):
+            received += piece
+        return received
+
+
+@contextlib.contextmanager
+def payload_of(vector: dict[str, Any]) -> Iterator[list[int]]:
+    """The descriptors behind the client's (tests/vectors/README.md)."""
+    if vector["descriptors"] != 2:
+        yield []
+        return
+    seals = 0 if "without" in vector.get("second", "") else fcntl.F_SEAL_WRITE | fcntl.F_SEAL_GROW | fcntl.F_SEAL_SHRINK
+    memfd = os.memfd_create("payload", os.MFD_CLOEXEC | os.MFD_ALLOW_SEALING)
+    try:
+        os.write(memfd, bytes_of(vector["payload"]))
+        fcntl.fcntl(memfd, fcntl.F_ADD_SEALS, seals)
+        yield [memfd]
+    finally:
+        os.close(memfd)
+
+
+def bytes_of(value: str | dict[str, Any] | None) -> bytes:
+    if not isinstance(value, dict):
+        return (value or "").encode()
+    if "base64" in value:
+        return base64.b64decode(value["base64"])
+    return str(value["utf8"]).replace("%", "x" * value["pad"] if "pad" in value else "%").encode()
+
+
+def test_the_receiver_in_the_wire_protocol_page_receives(tmp_path: Path) -> None:
+    with running(PLAIN, tmp_path) as path:
+        received = hand_off(path, b'{"prompt": "hello"}')
+    assert received.startswith(b"HTTP/1.1 200"), received
+    assert received.endswith(b"data: 19 bytes\n\ndata: [DONE]\n\n"), received
+
+
+def test_the_envelopes_receiver_takes_everything_that_the_module_sends(tmp_path: Path) -> None:
+    with running(ENVELOPE, tmp_path) as path:
+        for vector in VECTORS["sent"] + VECTORS["accepted"]:
+            with payload_of(vector) as others:
+                received = hand_off(path, bytes_of(vector["message"]), others, ack=True)
+            head, _, body = received.partition(b"\r\n\r\n")
+            assert head.startswith(b"HTTP/1.1 200"), (vector["name"], received)
+            for name, value in vector["envelope"]["response_headers"]:
+                if isinstance(value, str):
+                    assert f"\r\n{name}: {value}".encode() in head, (vector["name"], received)
+            size = len(bytes_of(vector.get("payload", vector["envelope"]["data"])))
+            expected = b"" if vector["envelope"]["method"] == "HEAD" else b"data: %d bytes\n\ndata: [DONE]\n\n" % size
+            assert body == expected, vector["name"]
+
+
+def test_the_envelopes_receiver_answers_400_to_what_it_cannot_trust(tmp_path: Path) -> None:
+    wrong = ("version ", "truncated JSON", "a memfd ", "second descriptor", "payload.length is ", "data is missing")
+    vectors = [
+        vector
+        for vector in VECTORS["refused"]
+        if any(word in vector["name"] for word in wrong) and vector.get("second", "memfd").startswith("memfd")
+    ]
+    assert len(vectors) >= 10
+    with running(ENVELOPE, tmp_path) as path:
+        for vector in vectors:
+            with payload_of(vector) as others:
+                received = hand_off(path, bytes_of(vector["message"]), others, ack=True)
+            assert received.startswith(b"HTTP/1.1 400"), (vector["name"], received)
