@@ -59,6 +59,10 @@ class Visit:
 
 NO_VISIT = Visit()
 
+# The headers traceparent and tracestate of a request that is traced; see tracing.
+Trace = tuple[str, str]
+NO_TRACE: Trace = ("", "")
+
 
 def visit(request: Request) -> Visit:
     """What to remember of a request. Clients are many and their programs few, so equal visits are kept once."""
@@ -85,7 +89,7 @@ class StreamRecord:
     ``status``: the HTTP status the client was sent, 0 for none.
     ``tries``: backends asked. ``limit``: the one that refused the stream, as in board.LIMITED. ``replay``: the id of
     the answer that a client came back for. ``prompt_tokens`` and ``completion_tokens`` are what the backend said, None
-    where it said nothing.
+    where it said nothing. ``trace`` is for tracing alone.
     """
 
     id: str
@@ -107,6 +111,7 @@ class StreamRecord:
     replay: str = ""
     prompt_tokens: int | None = None
     completion_tokens: int | None = None
+    trace: Trace = NO_TRACE
 
 
 class AccessLog:

@@ -152,6 +152,15 @@ class AccessLogConfig:
 
 
 @dataclass(frozen=True, slots=True)
+class TracingConfig:
+    """Table ``[tracing]``: the OpenTelemetry collector that gets a span per stream; see tracing. ``ratio`` of those
+    that come without a decision of their caller."""
+
+    endpoint: str = ""
+    ratio: float = 1.0
+
+
+@dataclass(frozen=True, slots=True)
 class MetricsConfig:
     """Table ``[metrics]``: where /metrics, /healthz and /readyz are answered; see metrics_server."""
 
@@ -263,6 +272,7 @@ class Config:
     log: LogConfig = field(default_factory=LogConfig)
     access_log: AccessLogConfig = field(default_factory=AccessLogConfig)
     metrics: MetricsConfig = field(default_factory=MetricsConfig)
+    tracing: TracingConfig = field(default_factory=TracingConfig)
     default_backend: str = "demo"
     backends: Mapping[str, BackendConfig] = field(default_factory=lambda: {"demo": DemoConfig()})
     # Backends that the application may ask for by name.
@@ -300,6 +310,7 @@ def loads(text: str, name: str, seen: list[Key] | None = None) -> Config:
     log = _log(top.table("log"))
     access_log = _access_log(top.table("access_log"))
     metrics = _metrics(top.table("metrics"))
+    tracing = _tracing(top.table("tracing"))
     backends = _backends(top, errors)
     backend = top.table("backend")
     default = backend.choice("default", "demo" if "demo" in backends else next(iter(backends), "demo"), tuple(backends))
@@ -317,6 +328,7 @@ def loads(text: str, name: str, seen: list[Key] | None = None) -> Config:
         log=log,
         access_log=access_log,
         metrics=metrics,
+        tracing=tracing,
         default_backend=default,
         backends={key: value for key, value in backends.items() if value is not None},
         allow_choice=allow_choice,
@@ -399,6 +411,16 @@ def _access_log(table: _Table) -> AccessLogConfig:
 
 def _metrics(table: _Table) -> MetricsConfig:
     config = MetricsConfig(listen=table.local_address("listen", MetricsConfig().listen))
+    table.finish()
+    return config
+
+
+def _tracing(table: _Table) -> TracingConfig:
+    default = TracingConfig()
+    config = TracingConfig(
+        endpoint=table.url("endpoint", default.endpoint, network=True),
+        ratio=table.number("ratio", default.ratio, 0, 1),
+    )
     table.finish()
     return config
 
@@ -657,10 +679,15 @@ class _Table:
             return value
         return self._refuse(key, value, form, None)
 
-    def url(self, key: str, default: str | None, *, slash: bool = False) -> str:
-        """A base URL, without the last slash unless ``slash`` says that it means something."""
+    def url(self, key: str, default: str | None, *, slash: bool = False, network: bool = False) -> str:
+        """A base URL, without the last slash unless ``slash`` says that it means something; ``network``: no Unix socket
+        but perhaps nothing at all."""
         form = 'a URL like "https://host/v1" with scheme http or https, and no user, query or fragment'
-        form += ', or a Unix socket with a path behind it, like "unix:/run/proxy.sock:/v1"'
+        form += (
+            ", or an empty string for none"
+            if network
+            else ', or a Unix socket with a path behind it, like "unix:/run/proxy.sock:/v1"'
+        )
         value = self._take(key, default, form)
         if value is None:
             self.error(key, f": is missing: allowed is {form}")
@@ -668,7 +695,7 @@ class _Table:
         default = default or ""
         if not isinstance(value, str):
             return self._refuse(key, value, form, default)
-        if _UNIX_URL.fullmatch(value):
+        if value == "" if network else _UNIX_URL.fullmatch(value):
             return value
         if "@" in value or "?" in value:
             # Either may carry a password or a key, and this sentence ends up in a journal.

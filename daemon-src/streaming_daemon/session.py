@@ -31,7 +31,7 @@ from typing import Protocol
 
 from . import board
 from . import http_response as http
-from .access_log import NO_VISIT, StreamRecord, Visit, log, question, quote, visit
+from .access_log import NO_TRACE, NO_VISIT, StreamRecord, Trace, Visit, log, question, quote, visit
 from .attempts import Attempts
 from .backends.base import Backend, Call, Failure, Usage
 from .backends.routing import Router
@@ -56,6 +56,7 @@ from .payload import data_of
 from .replay import Answer, Answers, MissedError, key_of, wanted_after
 from .roster import Roster
 from .siblings import Passed, Siblings
+from .tracing import parent_of
 from .wheel import Timed, TimerWheel
 
 _RESET_ON_CLOSE = struct.pack("ii", 1, 0)
@@ -97,6 +98,7 @@ class Streams:
         roster: Roster | None = None,
         meeting: Path | None = None,
         content: bool = False,
+        traced: bool = False,
     ) -> None:
         """``slot`` and ``roster`` are what other processes know of these streams: how many there are now, and their
         names should this one die. ``meeting`` is where it finds its siblings (``siblings``), None where it has none."""
@@ -106,6 +108,8 @@ class Streams:
         self.listen = listen
         # Questions are logged.
         self.content = content
+        # Somebody wants to know whose span a stream belongs to.
+        self.traced = traced
         self.router = router
         self.slot = slot if slot is not None else _private_slot()
         self.roster = roster or Roster()
@@ -253,6 +257,7 @@ class Session(Timed):
         "_state",
         "_status",
         "_streams",
+        "_trace",
         "_tries",
         "_usage",
         "_user",
@@ -270,6 +275,7 @@ class Session(Timed):
         self._method = ""
         self._path = ""
         self._visit: Visit = NO_VISIT
+        self._trace: Trace = NO_TRACE
         # Which limit refused it.
         self._limit = ""
         # The application's headers, until they are sent.
@@ -359,6 +365,8 @@ class Session(Timed):
         self._method = sys.intern(request.method[:MAX_ID])
         self._path = sys.intern(request.uri.partition("?")[0][:MAX_ID])
         self._visit = visit(request)
+        if self._streams.traced:
+            self._trace = parent_of(request)
         self._own = request.response_headers
         self._modern = request.protocol == "HTTP/1.1"
         # A client that waits for "100 Continue" would send its body.
@@ -828,6 +836,7 @@ class Session(Timed):
             replay=self._answer.name if self._answer is not None and self._replay else "",
             prompt_tokens=self._usage.prompt_tokens if self._usage is not None else None,
             completion_tokens=self._usage.completion_tokens if self._usage is not None else None,
+            trace=self._trace,
         )
         fd, self._fd = self._fd, -1
         streams.ended(self, record)

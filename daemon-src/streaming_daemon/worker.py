@@ -49,6 +49,7 @@ from .metrics_socket import needs_restart
 from .notify import ListenSocketError, listening_socket
 from .roster import Roster
 from .session import Streams
+from .tracing import Tracing
 from .wheel import Timed, TimerWheel
 
 EXIT_OK, EXIT_FAILED, EXIT_CONFIG = 0, 1, 2
@@ -134,12 +135,13 @@ class _Worker:
         slot[board.CAPACITY] = config.server.max_streams
         router = Router(config, loop, wheel, slot)
         roster = Roster(self._inherited.roster)
+        tracing = Tracing.start(config.tracing)
         streams = Streams(
             loop,
             wheel,
             config.server,
             router,
-            [AccessLog(config.access_log, slot), Ledger(slot)],
+            [AccessLog(config.access_log, slot), Ledger(slot), *([tracing] if tracing is not None else [])],
             listen=config.listen,
             limits=config.limits,
             resume=config.resume,
@@ -147,6 +149,7 @@ class _Worker:
             slot=slot,
             roster=roster,
             content=config.log.content,
+            traced=tracing is not None,
         )
         balance = self._balance = Balance(wheel, self._board, self._number)
         timeout = config.server.handoff_timeout
@@ -180,6 +183,8 @@ class _Worker:
         self._tell("DRAINING")
         await self._drain(loop, streams)
         streams.close()
+        if tracing is not None:
+            tracing.close()
         faulthandler.cancel_dump_traceback_later()
         return EXIT_OK
 
