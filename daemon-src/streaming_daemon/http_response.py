@@ -112,21 +112,21 @@ def passed_head(status: int, headers: Headers, own: Headers, *, length: int = -1
         if name.lower() not in _NEVER_PASSED and name.lower() not in named and is_header(name, value)
     ]
     known = {name.lower() for name, _ in theirs} - {"set-cookie"}
-    lines = [f"{name}: {value}\r\n" for name, value in theirs]
-    lines += [f"{name}: {value}\r\n" for name, value in own if name.lower() not in _NEVER | known]
+    # In the very bytes that the backend sent, see backends.passthrough.
+    passed = "".join([f"{name}: {value}\r\n" for name, value in theirs]).encode("utf-8", "surrogateescape")
+    lines = "".join([f"{name}: {value}\r\n" for name, value in own if name.lower() not in _NEVER | known])
     try:
         phrase = HTTPStatus(status).phrase
     except ValueError:
         phrase = "Unknown"
-    return (
+    head = (
         f"HTTP/1.1 {status} {phrase}\r\n"
         f"{'' if 'date' in known else f'Date: {_date()}' + chr(13) + chr(10)}"
         "Connection: close\r\n"
         f"{'' if length < 0 else f'Content-Length: {length}' + chr(13) + chr(10)}"
         f"{_CHUNKED if chunked else ''}"
-        f"{''.join(lines)}"
-        "\r\n"
-    ).encode("utf-8", "replace")
+    )
+    return head.encode("ascii") + passed + lines.encode("utf-8", "replace") + b"\r\n"
 
 
 def length_of(headers: Headers) -> int:

@@ -130,7 +130,9 @@ class Siblings:
                 self._remove(name)
 
     def _lives(self, name: str) -> bool:
-        with socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET) as sock:
+        """Whether anybody has this socket, without knocking: who asks for a connection of another type is told that it
+        is of this one (EPROTOTYPE, connect(2)), and its owner learns nothing."""
+        with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as sock:
             sock.setblocking(False)
             try:
                 sock.connect(self._address(name))

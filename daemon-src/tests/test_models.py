@@ -315,7 +315,9 @@ def test_messages_in_the_apis_own_form_go_on_as_they_are() -> None:
     [
         ({"prompt": "p", "response_format": {"type": "json_object"}}, "response_format"),
         ({"prompt": "p", "tools": [WEATHER], "tool_choice": "maybe"}, "tool_choice"),
+        ({"prompt": "p", "tools": [WEATHER], "tool_choice": ["auto"], "parallel_tool_calls": False}, "tool_choice"),
         ({"messages": [{"role": "assistant", "content": None, "tool_calls": ["x"]}]}, "messages"),
+        ({"messages": [{"role": "assistant", "content": "a", "tool_calls": 5}]}, "messages"),
         (
             {"messages": [{"role": "assistant", "content": None, "tool_calls": [{"function": {"arguments": "{"}}]}]},
             "messages",
@@ -327,6 +329,13 @@ def test_what_messages_cannot_be_asked_is_refused_and_not_dropped(data: dict[str
     with pytest.raises(HandoffError) as caught:
         Bench(MESSAGES, data or {"messages": []})
     assert caught.value.field == field
+
+
+@pytest.mark.parametrize("config", [MESSAGES, RESPONSES])
+def test_calls_of_tools_that_are_no_array_are_the_applications_error(config: Any) -> None:
+    with pytest.raises(HandoffError) as caught:
+        Bench(config, {"messages": [{"role": "assistant", "content": "a", "tool_calls": 5}]})
+    assert caught.value.field == "messages"
 
 
 # What is made of the answer

@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
+import re
+import resource
 import shutil
 import socket
 import ssl
@@ -252,6 +255,49 @@ def test_silence_in_mid_answer_ends_the_stream_with_an_error_event(setup: Setup)
     assert (response.status, response.texts) == (200, ["a"])
     assert response.error["type"] == "backend_timeout"
     assert "outcome=backend_error status=200 events=1" in setup.daemon.wait_log("stream id=r1")
+
+
+def test_comments_are_no_events_and_do_not_put_off_the_end_of_a_silent_answer(setup: Setup) -> None:
+    def script(request: Request) -> None:
+        request.send(SSE_HEAD)
+        request.event("a")
+        with contextlib.suppress(OSError):
+            for _ in range(200):
+                request.chunk(b": still here\n\n")
+                time.sleep(0.05)  # the pace of this server
+
+    began = time.monotonic()
+    response = setup(script, "idle_timeout = 0.5").ask(PROMPT)
+    assert response.error["type"] == "backend_timeout"
+    assert time.monotonic() - began < 5
+
+
+@pytest.mark.parametrize("host", ["127.0.0.1", "localhost"])
+def test_without_a_descriptor_for_the_backend_a_client_is_told_to_come_back(
+    make_daemon: MakeDaemon, make_llm: MakeLLM, host: str
+) -> None:
+    llm = make_llm(lambda request: request.wait_closed())
+    daemon = make_daemon(config(f"http://{host}:{llm.port}/v1", "first_event_timeout = 4", "[server]\nhead_after = 0"))
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (100, hard))
+    try:
+        daemon.start()
+    finally:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
+    responses = [client.finish() for client in [daemon.hand(PROMPT) for _ in range(120)]]
+    seen = {(each.status, each.headers.get("retry-after")) for each in responses}
+    # 504: those that had a connection, to a server that says nothing.
+    assert seen == {(503, "5"), (504, None)}, seen
+    assert daemon.ask({**PROMPT, "model": "again"}).status == 504
+
+
+def test_members_that_a_backend_is_not_sent_are_named_once(setup: Setup) -> None:
+    daemon = setup(good, 'extra = ["logprobs"]')
+    for _ in range(2):
+        assert daemon.ask({**PROMPT, "logprobs": True, "n": 2, "top_logprobs": 3, "bad name\n": 1}).complete
+    assert setup.llm.requests[0].json["logprobs"] is True
+    told = re.findall("backend llm is not sent member (.*) of the handoff data", daemon.log())
+    assert sorted(told) == ["n", "top_logprobs"]
 
 
 def test_a_long_wait_for_the_first_event_is_filled_with_comments(setup: Setup) -> None:

@@ -57,6 +57,23 @@ def test_status_headers_and_body_arrive_as_they_are(upstream: Upstream) -> None:
     assert "keep-alive" not in response.headers
 
 
+def test_bytes_of_a_header_that_are_no_utf_8_pass_as_they_are(upstream: Upstream) -> None:
+    name = b'attachment; filename="caf\xe9.pdf"'
+    lines = b"Content-Disposition: " + name + b"\r\nX-New: caf\xc3\xa9\r\n"
+    daemon = upstream(lambda request: request.send(b"HTTP/1.1 200 OK\r\nContent-Length: 2\r\n" + lines + b"\r\nhi"))
+    assert lines in daemon.hand({}).read_until(b"\r\n\r\nhi")
+
+
+def test_what_follows_a_response_is_no_part_of_it_and_ends_the_connection(upstream: Upstream) -> None:
+    second = b"HTTP/1.1 404 Not Found\r\nX-Second: 1\r\nContent-Length: 3\r\n\r\nbad"
+    daemon = upstream(lambda request: request.send(b"HTTP/1.1 200 OK\r\nContent-Length: 2\r\n\r\nhi" + second))
+    for count in (1, 2):
+        response = daemon.ask({})
+        assert (response.status, response.body) == (200, b"hi")
+        assert "x-second" not in response.headers
+        assert upstream.server.connections == count
+
+
 @pytest.mark.parametrize("status", [200, 301, 404, 500, 599])
 def test_every_status_is_the_upstreams_own(upstream: Upstream, status: int) -> None:
     head = f"HTTP/1.1 {status} Whatever\nLocation: /x\nContent-Length: 2"

@@ -283,6 +283,18 @@ def test_the_rest_is_found_in_whichever_worker_has_it(make_daemon: MakeDaemon, t
     assert (tmp_path / "run/answers").stat().st_mode & 0o777 == 0o700
 
 
+def test_workers_look_for_each_other_without_a_word_in_the_journal(make_daemon: MakeDaemon, tmp_path: Path) -> None:
+    daemon = start_workers(make_daemon, tmp_path, 2)
+    old = daemon.workers()
+    first = cut(daemon.hand(message(resumable(100, 100))), b"id: 5\n\n")
+    assert daemon.reload().returncode == 0
+    # A killed worker's socket is there until the next one starts.
+    os.kill(next(pid for pid in daemon.workers() if pid not in old), signal.SIGKILL)
+    daemon.wait_log("worker .* died|worker .* was killed|replac")
+    assert contents(first, daemon.ask(message(resumable(100, 100), numbers(first)[-1]))) == whole(daemon, 100)
+    assert "refused" not in daemon.log()
+
+
 def test_a_draining_worker_still_gives_the_rest(make_daemon: MakeDaemon, tmp_path: Path) -> None:
     daemon = start_workers(make_daemon, tmp_path, 1)
     first = cut(daemon.hand(message(resumable(200, 100))), b"id: 5\n\n")

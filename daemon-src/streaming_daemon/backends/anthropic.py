@@ -12,7 +12,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from ..config import AnthropicConfig
-from ..handoff import Handoff, HandoffError
+from ..handoff import Handoff, HandoffError, kind_of
 from ..wheel import TimerWheel
 from .base import Sink
 from .json_codec import loads
@@ -35,6 +35,7 @@ class AnthropicBackend(Model):
     """Type ``anthropic``."""
 
     config: AnthropicConfig
+    rewritten = frozenset(MESSAGES_REWRITTEN)
 
     def __init__(self, name: str, config: AnthropicConfig, loop: asyncio.AbstractEventLoop, wheel: TimerWheel) -> None:
         super().__init__(name, config, loop, wheel, path="/messages", headers=_headers)
@@ -167,8 +168,10 @@ def _message(message: dict[str, Any]) -> dict[str, Any]:
         return {"role": "user", "content": [result]}
     if isinstance(content, list):
         content = [_part(part) for part in content]
-    calls = message.get("tool_calls")
-    if isinstance(calls, list) and calls:
+    calls = message.get("tool_calls") or []
+    if not isinstance(calls, list):
+        raise HandoffError("messages", "with tool_calls of another form", "an array")
+    if calls:
         content = [*_blocks(content), *(_tool_use(call) for call in calls)]
     return {"role": role, "content": content}
 
@@ -213,4 +216,6 @@ def _choice(choice: Any) -> Any:
     function = choice.get("function") if isinstance(choice, dict) and choice.get("type") == "function" else None
     if isinstance(function, dict):
         return {"type": "tool", "name": function.get("name")}
+    if choice is not None and not isinstance(choice, dict):
+        raise HandoffError("tool_choice", kind_of(choice), "one of auto, required, none, or an object")
     return choice

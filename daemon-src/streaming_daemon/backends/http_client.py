@@ -18,6 +18,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import os
 import re
 import ssl
 from typing import Any, cast
@@ -101,6 +102,13 @@ class Client:
         else:
             connection.close()
 
+    def give_up_idle(self) -> bool:
+        """Close what is kept for later, for somebody who needs the descriptors now; false where there was nothing."""
+        idle = list(self._idle)
+        for connection in idle:
+            connection.abort()
+        return bool(idle)
+
     def forget(self, connection: _Connection) -> None:
         with contextlib.suppress(ValueError):
             self._idle.remove(connection)
@@ -142,6 +150,11 @@ class Exchange(Timed):
             self._answered = True
             self._last = self._client.wheel.now()
             self._watch()
+
+    def progressed(self) -> None:
+        """More of the answer proper: only this, and no comment that a server sends instead, puts the deadline off."""
+        if self._answered:
+            self._last = self._client.wheel.now()
 
     def pause(self) -> None:
         """Read nothing until ``resume``; no deadline runs."""
@@ -190,7 +203,8 @@ class Exchange(Timed):
         raise NotImplementedError
 
     def on_failure(self, kind: str, detail: str) -> None:
-        """There is no (more) response. ``kind``: unavailable, timeout or protocol."""
+        """There is no (more) response. ``kind``: unavailable, timeout, protocol, or exhausted for want of descriptors
+        here."""
         raise NotImplementedError
 
     # Inside
@@ -198,14 +212,22 @@ class Exchange(Timed):
     async def _connect(self) -> None:
         where = self._client.where
         try:
-            connection = await self._client.connect()
+            try:
+                connection = await self._client.connect()
+            except OSError as error:
+                if isinstance(error, TimeoutError) or not out_of_descriptors() or not self._client.give_up_idle():
+                    raise
+                # What is closed now is free after this turn of the loop.
+                await asyncio.sleep(0)
+                connection = await self._client.connect()
         except TimeoutError:
             self._task = None
             self.on_failure("timeout", f"no connection to {where} within {self._client.connect_timeout:g} s")
         except (OSError, ValueError) as error:
             # ValueError: a host name that cannot be encoded for DNS.
             self._task = None
-            self.on_failure("unavailable", f"cannot connect to {where}: {error}")
+            kind = "exhausted" if out_of_descriptors() else "unavailable"
+            self.on_failure(kind, f"cannot connect to {where}: {error}")
         else:
             self._task = None
             if connection.usable():
@@ -238,8 +260,6 @@ class Exchange(Timed):
 
     def received(self, complete: bool) -> None:
         self._request = b""
-        if self._answered:
-            self._last = self._client.wheel.now()
         if complete:
             self.on_end("")
         else:
@@ -259,6 +279,16 @@ class Exchange(Timed):
         self.on_failure("protocol", detail)
 
 
+def out_of_descriptors() -> bool:
+    """Whether this process can open nothing more. Asked when a connection fails: what a resolver makes of the same lack
+    is no errno that could be told from others."""
+    try:
+        os.close(os.dup(0))
+    except OSError:
+        return True
+    return False
+
+
 class _Connection(Timed, asyncio.Protocol):
     """One connection and the response on it. Holds at most one exchange at a time."""
 
@@ -273,6 +303,7 @@ class _Connection(Timed, asyncio.Protocol):
         "_paused",
         "_silent",
         "_status",
+        "_surplus",
         "_transport",
     )
 
@@ -287,6 +318,8 @@ class _Connection(Timed, asyncio.Protocol):
         # Nothing has come since the request was sent.
         self._silent = True
         self._complete = False
+        # Something follows the response, which is nobody's: a second one would be taken for a part of the first.
+        self._surplus = False
         # The end of the body is told by something else than the end of the connection.
         self._delimited = False
         self._keep_alive = False
@@ -302,7 +335,7 @@ class _Connection(Timed, asyncio.Protocol):
         self._headers = []
         self._status = 0
         self._silent = True
-        self._complete = self._delimited = self._keep_alive = False
+        self._complete = self._surplus = self._delimited = self._keep_alive = False
         assert self._transport is not None  # noqa: S101 - whoever carries something has just been found usable
         self._transport.write(request)
 
@@ -372,6 +405,8 @@ class _Connection(Timed, asyncio.Protocol):
                 exchange.broken(f"not HTTP: {error}")
             self.close()
             return
+        if self._surplus:
+            self._keep_alive = False
         if self._exchange is not None:
             self._exchange.received(self._complete)
         elif self._complete:
@@ -388,14 +423,19 @@ class _Connection(Timed, asyncio.Protocol):
 
     # httptools
 
+    def on_message_begin(self) -> None:
+        self._surplus = self._complete
+
     def on_header(self, name: bytes, value: bytes) -> None:
-        if self._headers is None:
+        if self._headers is None or self._complete:
             return
         if len(self._headers) >= _MAX_HEADERS:
             raise ValueError("too many headers")
         self._headers.append((name, value))
 
     def on_headers_complete(self) -> None:
+        if self._complete:
+            return
         headers = self._headers or []
         self._headers = []
         status = self._parser.get_status_code()
@@ -413,7 +453,7 @@ class _Connection(Timed, asyncio.Protocol):
             self._exchange.on_head(status, headers)
 
     def on_body(self, chunk: bytes) -> None:
-        if self._exchange is not None:
+        if self._exchange is not None and not self._complete:
             self._exchange.on_body(chunk)
 
     def on_message_complete(self) -> None:

@@ -16,16 +16,17 @@ import copy
 import json
 import os
 import re
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence, Set
 from itertools import groupby
 from pathlib import Path
 from typing import Any
 
 from .. import __version__
+from ..access_log import log
 from ..config import ModelConfig
 from ..envelope import Request
 from ..handoff import Handoff, HandoffError
-from ..limits import MAX_EVENT
+from ..limits import MAX_EVENT, RETRY_AFTER
 from ..wheel import TimerWheel
 from .base import BackendSetupError, Failure, Sink, Usage
 from .http_client import Client, Exchange, Pair
@@ -38,12 +39,18 @@ _RETRY_AFTER = re.compile(rb"[0-9]{1,9}|[A-Za-z]{3}, [A-Za-z0-9: ]{20,26}")
 _encode = json.JSONEncoder(ensure_ascii=True, separators=(",", ":")).encode
 
 UNAVAILABLE = "The language model service cannot be reached."
+OVERLOADED = "The service is busy; try again."
 TIMEOUT = "The language model service did not answer in time."
 BROKEN = "The language model service broke off its answer."
 REFUSED = "The language model service refused the request."
 STRANGE = "The language model service sent something that is not an answer."
 
-_CONNECTION = {"unavailable": (502, UNAVAILABLE), "timeout": (504, TIMEOUT), "protocol": (502, STRANGE)}
+_CONNECTION = {
+    "unavailable": (502, UNAVAILABLE, None),
+    "timeout": (504, TIMEOUT, None),
+    "protocol": (502, STRANGE, None),
+    "exhausted": (503, OVERLOADED, str(RETRY_AFTER)),
+}
 # The request is at fault, whoever gets it.
 _THE_REQUESTS_FAULT = (400, 413, 415, 422)
 
@@ -80,8 +87,19 @@ def system_text(handoff: Handoff) -> Any:
     raise HandoffError("system", "of another type", "a string or an array of objects")
 
 
+# Members that are this daemon's own or are sent under another name; all of them stand in docs/backends.md.
+_NOT_SENT = frozenset(
+    {"prompt", "messages", "system", "model", "max_tokens", "temperature", "stream", "stream_options"}
+    | {"user", "user_id", "request_id", "backend", "resume", "demo", "path"}
+)
+_MOST_TOLD = 64
+
+
 class Model:
     """One API of one server; everything that its calls share."""
+
+    # Members of the handoff data that ``body`` sends in another form.
+    rewritten: Set[str] = frozenset()
 
     def __init__(
         self,
@@ -104,6 +122,8 @@ class Model:
             connect_timeout=config.connect_timeout,
             most_idle=config.idle_connections,
         )
+        # Members of the handoff data that the journal has heard of.
+        self._told: set[str] = set()
         key = read_credential(config.api_key_credential) if config.api_key_credential else None
         self._head = (
             f"POST {self.client.path}{path} HTTP/1.1\r\n"
@@ -129,11 +149,20 @@ class Model:
 
     def start(self, handoff: Handoff, request: Request | None, sink: Sink) -> ModelCall:
         try:
-            content = _encode(self.body(handoff)).encode("ascii")
+            body = self.body(handoff)
+            content = _encode(body).encode("ascii")
         except RecursionError as error:
             # Reading JSON and writing it give up at different depths.
             raise HandoffError("messages", "nested too deeply", "a conversation") from error
+        self._tell_of_dropped(handoff.members.keys() - body.keys() - _NOT_SENT - self.rewritten)
         return self.call(sink, b"%bContent-Length: %d\r\n\r\n%b" % (self._head, len(content), content))
+
+    def _tell_of_dropped(self, names: Set[str]) -> None:
+        """What the application sent and this backend is not sent: whoever misses an effect finds the reason."""
+        for name in names - self._told:
+            if len(self._told) < _MOST_TOLD and _TOKEN.fullmatch(name):
+                self._told.add(name)
+                log.info('backend %s is not sent member %s of the handoff data: name it in "extra"', self.name, name)
 
     def close(self) -> None:
         self.client.close()
@@ -271,6 +300,8 @@ class ModelCall(Exchange):
         except SSEError as error:
             self._error = self._strange(str(error))
             return
+        if events:
+            self.progressed()
         for event in events:
             self._read(event)
             if self._saw_done or self._error is not None:
@@ -293,10 +324,10 @@ class ModelCall(Exchange):
             self._fail(self._failure(502, "aborted", BROKEN, detail, retryable=True))
 
     def on_failure(self, kind: str, detail: str) -> None:
-        status, message = _CONNECTION[kind]
+        status, message, after = _CONNECTION[kind]
         refusal = self._refusal() if kind == "timeout" else None
         if self._flush():
-            self._fail(refusal or self._failure(status, kind, message, detail, retryable=True))
+            self._fail(refusal or self._failure(status, kind, message, detail, after, retryable=True))
 
     # Inside
 

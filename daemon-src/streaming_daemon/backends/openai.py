@@ -11,7 +11,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from ..config import OpenAIConfig
-from ..handoff import Handoff
+from ..handoff import Handoff, HandoffError
 from ..wheel import TimerWheel
 from .base import Sink
 from .llm import Model, ModelCall, passed_on, system_text
@@ -62,6 +62,7 @@ class OpenAIBackend(Model):
     """Type ``openai``."""
 
     config: OpenAIConfig
+    rewritten = frozenset(RESPONSES_REWRITTEN)
 
     def __init__(self, name: str, config: OpenAIConfig, loop: asyncio.AbstractEventLoop, wheel: TimerWheel) -> None:
         path = "/responses" if config.api == "responses" else "/chat/completions"
@@ -201,7 +202,10 @@ def _items(message: dict[str, Any]) -> list[dict[str, Any]]:
         items.append({"role": role, "content": [_part(part, role) for part in content]})
     elif content:
         items.append({"role": role, "content": content})
-    for call in message.get("tool_calls") or ():
+    calls = message.get("tool_calls") or []
+    if not isinstance(calls, list):
+        raise HandoffError("messages", "with tool_calls of another form", "an array")
+    for call in calls:
         function = call.get("function") if isinstance(call, dict) else None
         if isinstance(function, dict):
             items.append({"type": "function_call", "call_id": call.get("id"), **function})

@@ -15,10 +15,11 @@ from .. import __version__
 from ..config import HttpConfig
 from ..envelope import Header, Request
 from ..handoff import Handoff, HandoffError
+from ..limits import RETRY_AFTER
 from ..wheel import TimerWheel
 from .base import Failure, Sink
 from .http_client import Client, Exchange, Pair
-from .llm import read_credential
+from .llm import OVERLOADED, read_credential
 
 # Between two hops (RFC 9110 section 7.6.1), or how this connection and no other is framed.
 _HOP_BY_HOP = frozenset(
@@ -39,6 +40,7 @@ _MESSAGES = {
     "unavailable": (502, "The service behind this one cannot be reached."),
     "timeout": (504, "The service behind this one did not answer in time."),
     "protocol": (502, "The service behind this one sent something that is not an answer."),
+    "exhausted": (503, OVERLOADED),
     "aborted": (502, "The service behind this one broke off its answer."),
 }
 
@@ -131,6 +133,7 @@ class HttpCall(Exchange):
         self.answered()
 
     def on_body(self, chunk: bytes) -> None:
+        self.progressed()
         self._body.append(chunk)
 
     def on_portion(self) -> None:
@@ -159,7 +162,8 @@ class HttpCall(Exchange):
         self.cancel()
         if sink is not None:
             status, message = _MESSAGES[kind]
-            sink.failed(Failure(status, f"backend_{kind}", message, detail, retryable=self._head is None))
+            after = str(RETRY_AFTER) if kind == "exhausted" else None
+            sink.failed(Failure(status, f"backend_{kind}", message, detail, after, retryable=self._head is None))
 
 
 def end_to_end(headers: Iterable[Pair]) -> Iterable[Header]:
@@ -173,4 +177,5 @@ def end_to_end(headers: Iterable[Pair]) -> Iterable[Header]:
         if not _CONTROL.search(value):
             text = name.decode("latin-1")
             if text.lower() not in dropped:
-                yield text, value.decode("utf-8", "replace")
+                # Bytes that are no UTF-8 are older than it, and pass as they are (RFC 9110 section 5.5).
+                yield text, value.decode("utf-8", "surrogateescape")
