@@ -7,7 +7,8 @@ replaced within its generation, from that generation's own release directory. Of
 that it had are named in the journal, and its numbers go into the board's past.
 
     SIGHUP              reload
-    SIGTERM             retire all workers and leave at once; they finish their streams on their own
+    SIGTERM             leave at once; the workers notice, take handoffs until a new supervisor's do (handover) and
+                        finish their streams on their own
     SIGINT, SIGQUIT     end all streams now, wait for the workers, leave
     SIGCHLD             a worker has ended: name the streams it lost, and replace it unless it was told to leave
     SIGKILL, a crash    cannot be seen here: the workers do, and go on as after SIGTERM
@@ -34,7 +35,7 @@ from collections.abc import Callable, MutableMapping
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from . import access_log, board, control, roster
+from . import access_log, board, control, handover, roster
 from .access_log import log, quote
 from .board import Board
 from .notify import VARIABLES, Notifier, watchdog_interval
@@ -60,6 +61,7 @@ _OWN = (
     "access_log",
     "board",
     "control",
+    "handover",
     "journal",
     "metrics_socket",
     "notify",
@@ -133,6 +135,7 @@ class Supervisor:
         self._again: list[socket.socket] | None = None
         self._count = 0
         self._backoff = _FIRST_BACKOFF
+        self._announced = False
         self._exit: int | None = None
 
     def run(self) -> int:
@@ -320,6 +323,15 @@ class Supervisor:
         with contextlib.suppress(OSError):
             worker.channel.send(b"GO\n")
 
+    def _announce(self) -> None:
+        """The last supervisor's workers, should there be any left, may stop now."""
+        if not self._announced:
+            self._announced = True
+            try:
+                handover.announce(handover.mark_path(self._environ))
+            except OSError as error:
+                log.warning("workers of the last supervisor take handoffs for a while yet: %s", error)
+
     def _retire(self, workers: list[_Worker]) -> None:
         for worker in workers:
             worker.process.terminate()
@@ -362,7 +374,8 @@ class Supervisor:
             wanted = rest.removeprefix("workers=")
             generation.wanted = int(wanted) if wanted.isdigit() else 1
             if self._current is None:
-                # Nobody serves yet, and clients may be waiting since the last supervisor's end.
+                # Clients may be waiting since the last supervisor's end.
+                self._announce()
                 self._go(worker)
             self._advance(generation)
         elif generation is self._current:
@@ -481,8 +494,7 @@ class Supervisor:
     def _stop(self) -> None:
         self._notifier.send(STOPPING="1", STATUS="leaving; workers finish their streams")
         log.info("leaving; workers finish their streams on their own")
-        for worker in self._everybody():
-            worker.process.terminate()
+        # They are told by the end of this process, from which they know that it was no order to stop at once.
         self._exit = 0
 
     def _stop_now(self) -> None:

@@ -6,8 +6,9 @@ back. It is kept small, and only ever extended; each side ignores what it does n
 
     arguments          --worker --config FILE --channel FD --listen FD [--listen FD ...]
                        --board FD --slot N (see board), --roster FD (see roster), --metrics FD (a listening socket)
-    channel to us      "GO" (accept handoffs now); end of file or SIGTERM (accept no more, finish, leave); SIGINT (end
-                       the streams now and leave). A worker that is told to leave before "GO" simply leaves.
+    channel to us      "GO" (accept handoffs now); SIGTERM (accept no more, finish, leave); end of file (the supervisor
+                       is gone: see handover, then the same); SIGINT (end the streams now and leave). A worker that is
+                       told to leave before "GO" simply leaves.
     channel from us    "READY workers=N" (could serve; N workers are configured), "ERROR text" (cannot serve),
                        "NOTE text" (before READY: what of the configuration needs more than a reload),
                        "DRAINING" (accepts no more)
@@ -15,7 +16,8 @@ back. It is kept small, and only ever extended; each side ignores what it does n
 
 Lines end in LF. Nothing is accepted before "GO", so a release that is refused has never had a client.
 
-    SIGTERM, PDEATHSIG  accept no more, finish within drain_timeout, leave
+    SIGTERM             accept no more, finish within drain_timeout, leave
+    PDEATHSIG (SIGTERM) the supervisor is gone: the same, after the handover
     SIGINT              end the streams now and leave
     SIGHUP              ignored, so that signalling the whole group harms nobody
     SIGALRM             the kernel's, for a worker whose loop has stopped while it was to leave: it dies
@@ -34,7 +36,7 @@ import socket
 from dataclasses import dataclass, field
 from types import ModuleType
 
-from . import access_log, board, siblings
+from . import access_log, board, handover, siblings
 from .access_log import AccessLog, log
 from .backends.base import BackendSetupError
 from .backends.routing import Router
@@ -118,6 +120,9 @@ class _Worker:
         self._inbox = b""
         self._leave = asyncio.Event()
         self._hurry = False
+        self._mark_path = handover.mark_path(os.environ)
+        # Which supervisor's time it is; None before "GO".
+        self._mark: str | None = None
         self._listeners: list[Listener] = []
         shared, self._number, private = board.join(inherited.board, inherited.slot)
         if private and inherited.board is not None:
@@ -175,9 +180,10 @@ class _Worker:
         await self._leave.wait()
         self._set_last_resort()
         slot[board.DRAINING] = 1
-        balance.stop()
         if metrics is not None:
             metrics.stop()
+        await self._hand_over(loop)
+        balance.stop()
         for listener in self._listeners:
             listener.stop()
         self._tell("DRAINING")
@@ -207,6 +213,23 @@ class _Worker:
         server = self._config.server
         longest = server.drain_timeout + server.write_timeout + server.linger_timeout + _LAST_RESORT
         signal.setitimer(signal.ITIMER_REAL, longest)
+
+    async def _hand_over(self, loop: asyncio.AbstractEventLoop) -> None:
+        """Go on accepting until the next supervisor's workers do, where this one's supervisor has gone."""
+        if self._mark is None or self._mark_path is None or not self._is_orphan():
+            return
+        deadline = loop.time() + handover.SECONDS
+        while not self._hurry and loop.time() < deadline and handover.read_mark(self._mark_path) == self._mark:
+            await asyncio.sleep(_POLL)
+
+    def _is_orphan(self) -> bool:
+        """Whether the supervisor's end of the channel is closed: the kernel does that before it sends PDEATHSIG."""
+        try:
+            return not self._channel.recv(1, socket.MSG_PEEK | socket.MSG_DONTWAIT)
+        except BlockingIOError:
+            return False
+        except OSError:
+            return True
 
     async def _drain(self, loop: asyncio.AbstractEventLoop, streams: Streams) -> None:
         """Let the streams finish; end them when their time is over; go, whatever is left, a little later."""
@@ -251,6 +274,7 @@ class _Worker:
             return
         *lines, self._inbox = (self._inbox + data).split(b"\n")
         if b"GO" in lines and self._balance is not None and not self._leave.is_set():
+            self._mark = handover.read_mark(self._mark_path)
             self._balance.start(list(self._listeners))
             if self._metrics is not None:
                 self._metrics.start()
