@@ -60,8 +60,12 @@ def test_a_symlink_in_the_place_of_the_socket_is_forbidden(host: Host, hand_off:
 
 
 @pytest.mark.usefixtures("daemon_runs")
-def test_a_dead_daemon_is_503_with_retry_after(host: Host, hand_off: HandOff) -> None:
+def test_a_dead_daemon_is_503_with_retry_after(
+    host: Host, hand_off: HandOff, await_true: Callable[[Callable[[], object], str], None]
+) -> None:
     host.check_output("systemctl stop streaming-daemon.socket streaming-daemon.service")
+    # Its workers take handoffs for three seconds more, in case this was a restart.
+    await_true(lambda: host.run("pgrep --uid streaming-daemon").stdout == "", "the workers left")
     answer = refused_with(host, hand_off, "llm", 503)
     assert int(answer.header("Retry-After") or "0") >= 1
 
