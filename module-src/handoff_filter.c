@@ -12,6 +12,7 @@
 #include "http_request.h"
 #include "util_filter.h"
 
+#include <stdatomic.h>
 #include <string.h>
 
 #include "handoff_config.h"
@@ -48,7 +49,7 @@ static ap_filter_rec_t *strip_early_handle;
 
 /* Whether one of ours may be among them: all begin with "X-S" or "X-H". Nearly every table has none,
  * and one look through it is cheaper than asking for three names. */
-static int may_have_ours(const apr_table_t *headers)
+static inline int may_have_ours(const apr_table_t *headers)
 {
     const apr_array_header_t *all = apr_table_elts(headers);
     const apr_table_entry_t *entry = (const apr_table_entry_t *)all->elts;
@@ -73,13 +74,19 @@ static void remove_headers(apr_table_t *headers)
     apr_table_unset(headers, HANDOFF_HEADER_DATA_FROM);
 }
 
-static void remove_response_headers(request_rec *r)
+static __attribute__((noinline)) void remove_from_both(request_rec *r)
 {
-    if (!apr_is_empty_table(r->headers_out)) {
-        remove_headers(r->headers_out);
-    }
-    if (!apr_is_empty_table(r->err_headers_out)) {
-        remove_headers(r->err_headers_out);
+    remove_headers(r->headers_out);
+    remove_headers(r->err_headers_out);
+}
+
+static inline void remove_response_headers(request_rec *r)
+{
+    /* Mostly there is none at all. Not apr_is_empty_table: a call for what apr_table_elts, a macro,
+     * reads in two instructions. */
+    if (apr_table_elts(r->headers_out)->nelts > 0
+        || apr_table_elts(r->err_headers_out)->nelts > 0) {
+        remove_from_both(r);
     }
 }
 
@@ -421,6 +428,43 @@ static __attribute__((noinline)) void swallow(request_rec *r, take_ctx *ctx, apr
 /* The context of a response that goes on as usual. Nobody writes to it. */
 static take_ctx passing;
 
+/* The last filter that was found harmless, so that its name is read once and not for every request.
+ * Forgotten with the configuration in whose pool it lives. */
+static _Atomic(const ap_filter_rec_t *) known_harmless;
+
+/* Filters of contents that change a body and set no header of ours: those of mod_deflate and
+ * mod_brotli, and what mod_filter makes of them for AddOutputFilterByType, which with Debian's own
+ * configuration stands in the way of nearly every response. In another spelling they merely cost
+ * more. */
+static __attribute__((noinline)) int find_harmless(const ap_filter_rec_t *rec)
+{
+    static const char *const names[] = {
+        "BYTYPE:DEFLATE", "deflate", "BYTYPE:BROTLI_COMPRESS", "brotli_compress"
+    };
+    size_t i;
+
+    for (i = 0; i < sizeof(names) / sizeof(names[0]); i++) {
+        if (strcmp(rec->name, names[i]) == 0) {
+            atomic_store_explicit(&known_harmless, rec, memory_order_relaxed);
+            return 1;
+        }
+    }
+    return 0;
+}
+
+/* Whether anybody behind this filter may still set a header of ours: the chain is sorted by type,
+ * and a filter of contents, such as that of mod_headers, comes before the headers are written. */
+static int may_be_set_behind(const ap_filter_t *f)
+{
+    for (f = f->next; f != NULL && f->frec->ftype < AP_FTYPE_PROTOCOL; f = f->next) {
+        if (f->frec != atomic_load_explicit(&known_harmless, memory_order_relaxed)
+            && !find_harmless(f->frec)) {
+            return 1;
+        }
+    }
+    return 0;
+}
+
 static apr_status_t take_filter(ap_filter_t *f, apr_bucket_brigade *bb)
 {
     request_rec *r = f->r;
@@ -436,10 +480,9 @@ static apr_status_t take_filter(ap_filter_t *f, apr_bucket_brigade *bb)
         if (!says_anything(r) || !decide(f)) {
             /* Most responses are one brigade: staying costs them less than leaving the chain. */
             f->ctx = &passing;
-            if (r->main == NULL && f->next != NULL && f->next->frec->ftype < AP_FTYPE_PROTOCOL) {
-                /* The chain is sorted by type: a filter of contents, such as that of mod_headers,
-                 * comes before the headers are written, and may still set one of ours. The early
-                 * one comes behind those and before mod_cache, which keeps what it sees. */
+            if (r->main == NULL && may_be_set_behind(f)) {
+                /* The early one comes behind those that may, and before mod_cache, which keeps
+                 * what it sees. */
                 ap_add_output_filter_handle(strip_early_handle, NULL, r, r->connection);
                 ap_add_output_filter_handle(strip_handle, NULL, r, r->connection);
             }
@@ -469,8 +512,18 @@ apr_status_t handoff_swallow(ap_filter_t *f, apr_bucket_brigade *bb)
     return APR_SUCCESS;
 }
 
+static int forget_filters(apr_pool_t *pconf, apr_pool_t *plog, apr_pool_t *ptemp)
+{
+    (void)pconf;
+    (void)plog;
+    (void)ptemp;
+    atomic_store_explicit(&known_harmless, NULL, memory_order_relaxed);
+    return OK;
+}
+
 void handoff_filter_register(void)
 {
+    ap_hook_pre_config(forget_filters, NULL, NULL, APR_HOOK_MIDDLE);
     take_handle = ap_register_output_filter("SOCKET_HANDOFF", take_filter, NULL,
                                             AP_FTYPE_RESOURCE - 1);
     strip_early_handle = ap_register_output_filter("SOCKET_HANDOFF_STRIP_EARLY", strip_filter, NULL,

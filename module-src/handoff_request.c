@@ -49,16 +49,46 @@ static int is_fastcgi(const char *name)
     return !ap_cstr_casecmpn(scheme, "fcgi://", 7);
 }
 
-/* Whether that handler will run. Where none is set, httpd makes one of the content type, but only
- * after it has asked us. */
-static int is_handler(const request_rec *r, const char *name)
+/* The handler that will run. Where none is set, httpd makes one of the content type, but only after
+ * it has asked us; what follows the type is not of its name. */
+static const char *handler_of(const request_rec *r)
 {
-    const char *handler = r->handler != NULL ? r->handler : r->content_type;
+    return r->handler != NULL ? r->handler : r->content_type != NULL ? r->content_type : "";
+}
+
+static int is_handler(const request_rec *r, const char *handler, const char *name)
+{
     size_t length = strlen(name);
 
-    return handler != NULL && strncmp(handler, name, length) == 0
+    return strncmp(handler, name, length) == 0
            && (handler[length] == '\0'
                || (r->handler == NULL && (handler[length] == ';' || handler[length] == ' ')));
+}
+
+/* Handlers whose response headers somebody other than an application has written. */
+static const char *why_not_by_handler(const request_rec *r)
+{
+    const char *handler = handler_of(r);
+
+    /* Every request comes here, and nearly none goes further than to this one character. */
+    switch (handler[0]) {
+    case 's':
+    case 'h':
+        if (is_handler(r, handler, "send-as-is") || is_handler(r, handler, "httpd/send-as-is")) {
+            /* A file whose author wrote both the headers and the .htaccess that lets them speak. */
+            return "it came from a file (mod_asis); only applications may hand off";
+        }
+        break;
+    case 'r':
+        if (is_handler(r, handler, "reflector")) {
+            /* An .htaccess can make a response header of any of the client's. */
+            return "it came from the client (mod_reflector); only applications may hand off";
+        }
+        break;
+    default:
+        break;
+    }
+    return NULL;
 }
 
 /* What mod_proxy will connect to, or NULL where it has nothing to do with this request. It believes
@@ -79,6 +109,7 @@ static const char *proxied_backend(const request_rec *r)
 const char *handoff_why_may_not_ask(const request_rec *r)
 {
     const char *backend;
+    const char *why;
 
     if (r->main != NULL) {
         return "it came from a subrequest; let the page itself hand off, not what it includes";
@@ -86,13 +117,9 @@ const char *handoff_why_may_not_ask(const request_rec *r)
     if (!handoff_dir_config_of(r)->enabled) {
         return "SocketHandoffEnabled is Off here; set it to On for this location";
     }
-    if (is_handler(r, "send-as-is") || is_handler(r, "httpd/send-as-is")) {
-        /* A file whose author wrote both the headers and the .htaccess that lets them speak. */
-        return "it came from a file (mod_asis); only applications may hand off";
-    }
-    if (is_handler(r, "reflector")) {
-        /* An .htaccess can make a response header of any of the client's. */
-        return "it came from the client (mod_reflector); only applications may hand off";
+    why = why_not_by_handler(r);
+    if (why != NULL) {
+        return why;
     }
     backend = proxied_backend(r);
     if (backend != NULL
