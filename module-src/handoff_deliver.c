@@ -86,14 +86,23 @@ static const failure failures[] = {
       "who listens there is not the user= of the target; find out who does" },
 };
 
-static const failure *find_failure(handoff_wire_outcome outcome, int error)
+static const failure *find_failure(handoff_wire_outcome outcome, int error, int is_declared)
 {
     static const failure other = {
         HANDOFF_WIRE_CONNECT_FAILED, 0, HTTP_SERVICE_UNAVAILABLE, HANDOFF_NO_DAEMON,
         "the socket cannot be reached; see whether the daemon runs"
     };
+    static const failure undeclared = {
+        HANDOFF_WIRE_CONNECT_FAILED, EPROTOTYPE, HTTP_SERVICE_UNAVAILABLE, HANDOFF_NO_DAEMON,
+        "who listens there does not listen on SOCK_SEQPACKET, and a path that nobody declared is "
+        "spoken to in no other way; if it is the daemon, write SocketHandoffTarget NAME unix:PATH "
+        "transport=stream, and SocketHandoffAllow NAME where it may be used"
+    };
     size_t i;
 
+    if (!is_declared && outcome == undeclared.outcome && error == undeclared.error) {
+        return &undeclared;
+    }
     for (i = 0; i < sizeof(failures) / sizeof(failures[0]); i++) {
         if (failures[i].outcome == outcome
             && (failures[i].error == 0 || failures[i].error == error)) {
@@ -172,7 +181,10 @@ static handoff_wire_order order_for(const handoff_server_config *config,
 
     order.open_name = open_target;
     order.baton = socket;
-    order.transport = HANDOFF_TRANSPORT_AUTO;
+    /* Below the default prefix lie the sockets of the whole system, nearly all of them SOCK_STREAM:
+     * another application's FastCGI, Docker. None of them is a daemon of ours by the mere fact that
+     * an application names it, and its data could be any request to it. */
+    order.transport = HANDOFF_TRANSPORT_SEQPACKET;
     order.wants_ack = 0;
     order.peer_uid = -1;
     order.connect_timeout_ms = config->connect_timeout_ms;
@@ -332,7 +344,7 @@ static int deliver(request_rec *r, handoff_wish *wish, handoff_detach *detach)
                                     length_of_data(wish));
                 return 0;
             }
-            why = find_failure(outcome, report.error);
+            why = find_failure(outcome, report.error, target != NULL);
             if (!is_the_targets_fault(outcome, report.error)) {
                 next = NULL;
                 then = "";

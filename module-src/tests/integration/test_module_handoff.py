@@ -3,7 +3,6 @@
 
 from __future__ import annotations
 
-import socket
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -211,24 +210,16 @@ def test_an_errordocument_may_hand_off(httpd: Httpd, answering: Daemon) -> None:
 
 
 @pytest.mark.parametrize("size", [8_100, 100_000, 212_960])
-@pytest.mark.parametrize("kind", [socket.SOCK_SEQPACKET, socket.SOCK_STREAM])
-def test_data_of_up_to_the_socket_buffer_arrives_whole(
-    httpd: Httpd, target: Path, uri: Uri, size: int, kind: int
-) -> None:
+def test_data_of_up_to_the_socket_buffer_arrives_whole(httpd: Httpd, daemon: Daemon, uri: Uri, size: int) -> None:
     default = int(Path("/proc/sys/net/core/wmem_default").read_text())
     if size > default - 32:
         pytest.skip(f"net.core.wmem_default is {default} here")
-    with Daemon(target, kind=kind) as daemon, Client(httpd.port("main")) as client:
+    with Client(httpd.port("main")) as client:
         client.get(uri(dn=size))
         handoff = daemon.next()
         assert handoff.data == b"d" * size
         handoff.finish(response(b"ok"))
         assert client.rest() == response(b"ok")
-
-
-def test_a_daemon_that_listens_on_a_stream_socket_is_served_too(httpd: Httpd, target: Path, uri: Uri) -> None:
-    with Daemon(target, kind=socket.SOCK_STREAM, answer=answer_ok), Client(httpd.port("main")) as client:
-        assert client.get(uri(d="stream")).rest() == response(b"data: stream\n\n")
 
 
 def test_both_spellings_of_run_name_the_same_socket(httpd: Httpd, answering: Daemon, uri: Uri) -> None:

@@ -223,19 +223,38 @@ def test_a_datagram_socket_is_503(httpd: Httpd, target: Path, uri: Uri, log: Err
         target.chmod(0o666)
         assert_unavailable(httpd, uri(d="x"), within=1.0)
     target.unlink()
-    log.expect("handoff to .* failed: the daemon listens on another kind of socket")
+    log.expect("handoff to .* failed: who listens there does not listen on SOCK_SEQPACKET")
 
 
-@pytest.mark.parametrize("kind", [socket.SOCK_SEQPACKET, socket.SOCK_STREAM])
+@pytest.mark.parametrize("by", ["d=x", "from=response-body&text=%01%01%00%01%00%08%00%00"])
+def test_a_stream_socket_that_nobody_declared_gets_no_connection(
+    httpd: Httpd, target: Path, uri: Uri, log: ErrorLog, by: str
+) -> None:
+    """What listens below /run is mostly SOCK_STREAM, and not ours: PHP's FastCGI, Docker. An application that names it
+    could say anything to it in our name."""
+    with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as foreign:
+        foreign.bind(str(target))
+        target.chmod(0o666)
+        foreign.listen(8)
+        foreign.setblocking(False)
+        assert_unavailable(httpd, f"{uri()}&{by}", within=1.0)
+        with pytest.raises(BlockingIOError):
+            foreign.accept()
+    target.unlink()
+    log.expect(
+        "handoff to .* failed: who listens there does not listen on SOCK_SEQPACKET, .*; "
+        "if it is the daemon, write SocketHandoffTarget NAME unix:PATH transport=stream"
+    )
+
+
 def test_data_that_does_not_fit_is_500_and_says_how_much_does(
-    httpd: Httpd, target: Path, uri: Uri, log: ErrorLog, kind: int
+    httpd: Httpd, daemon: Daemon, uri: Uri, log: ErrorLog
 ) -> None:
     size = int(Path("/proc/sys/net/core/wmem_default").read_text())
-    with Daemon(target, kind=kind) as daemon:
-        answer = fetch(httpd.port("main"), uri(dn=size))
-        assert answer.status == 500
-        assert b"</html>" in answer.body
-        assert daemon.count == 0
+    answer = fetch(httpd.port("main"), uri(dn=size))
+    assert answer.status == 500
+    assert b"</html>" in answer.body
+    assert daemon.count == 0
     log.expect(f"the message is too large; .*has {size} bytes, a message takes {size - 32}")
 
 

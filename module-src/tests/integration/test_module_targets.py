@@ -50,6 +50,7 @@ RemoteIPInternalProxy 127.0.0.1
 SocketHandoffTarget plain unix:{ok}/plain.sock
 SocketHandoffTarget env unix:{ok}/env.sock envelope=on headers=Cookie,Accept-Language,X-Many
 SocketHandoffTarget stream unix:{ok}/stream.sock envelope=on transport=stream
+SocketHandoffTarget plainstream unix:{ok}/plainstream.sock transport=stream
 SocketHandoffTarget packet unix:{ok}/packet.sock transport=seqpacket
 SocketHandoffTarget ack unix:{ok}/ack.sock envelope=on ack=on timeout=400ms retries=0 maxfails=0
 SocketHandoffTarget ackstream unix:{ok}/ackstream.sock ack=on transport=stream timeout=400ms
@@ -499,6 +500,28 @@ def test_an_application_that_fails_in_the_middle_of_its_data_is_not_handed_off(h
 def test_transport_stream_reaches_a_stream_socket(httpd: Httpd, at: Target) -> None:
     with Daemon(at("stream"), kind=socket.SOCK_STREAM) as daemon:
         assert handed(httpd, daemon, "/t?t=stream&d=x").envelope["data"] == "x"  # type: ignore[attr-defined]
+
+
+def test_a_transport_that_is_not_set_is_what_the_declared_daemon_listens_on(httpd: Httpd, at: Target) -> None:
+    with Daemon(at("plain"), kind=socket.SOCK_STREAM) as daemon:
+        assert handed(httpd, daemon, "/t?t=plain&d=x").data == b"x"  # type: ignore[attr-defined]
+
+
+@pytest.mark.parametrize("size", [8_100, 100_000, 212_960])
+def test_data_of_up_to_the_buffer_of_a_stream_socket_arrives_whole(httpd: Httpd, at: Target, size: int) -> None:
+    default = int(Path("/proc/sys/net/core/wmem_default").read_text())
+    if size > default - 32:
+        pytest.skip(f"net.core.wmem_default is {default} here")
+    with Daemon(at("plainstream"), kind=socket.SOCK_STREAM) as daemon:
+        assert handed(httpd, daemon, f"/t?t=plainstream&dn={size}").data == b"d" * size  # type: ignore[attr-defined]
+
+
+def test_data_that_does_not_fit_into_a_stream_sockets_buffer_is_500(httpd: Httpd, at: Target, log: ErrorLog) -> None:
+    size = int(Path("/proc/sys/net/core/wmem_default").read_text())
+    with Daemon(at("plainstream"), kind=socket.SOCK_STREAM) as daemon:
+        assert fetch(httpd.port("main"), f"/t?t=plainstream&dn={size}").status == 500
+        assert daemon.count == 0
+    log.expect(f"the message is too large; .*has {size} bytes, a message takes {size - 32}")
 
 
 @pytest.mark.parametrize(("name", "kind"), [("stream", socket.SOCK_SEQPACKET), ("packet", socket.SOCK_STREAM)])
