@@ -127,10 +127,52 @@ static void retry_after(request_rec *r, int seconds)
     apr_table_setn(r->err_headers_out, "Retry-After", apr_itoa(r->pool, seconds));
 }
 
+/* --- notes for the access log -------------------------------------------------------------------- */
+
+static const char *const note_names[] = {
+    HANDOFF_NOTE_TARGET, HANDOFF_NOTE_RESULT, HANDOFF_NOTE_TIME, HANDOFF_NOTE_ID
+};
+
+#define NOTE_COUNT (sizeof(note_names) / sizeof(note_names[0]))
+
+void handoff_note(request_rec *r, const char *name, const char *value)
+{
+    for (; r != NULL; r = r->prev) {
+        if (value != NULL) {
+            apr_table_setn(r->notes, name, value);
+        }
+        else {
+            apr_table_unset(r->notes, name);
+        }
+    }
+}
+
+void handoff_forget_notes(request_rec *r)
+{
+    size_t i;
+
+    for (i = 0; i < NOTE_COUNT; i++) {
+        handoff_note(r, note_names[i], NULL);
+    }
+}
+
+void handoff_inherit_notes(request_rec *r)
+{
+    size_t i;
+
+    for (i = 0; i < NOTE_COUNT; i++) {
+        const char *value = apr_table_get(r->prev->notes, note_names[i]);
+
+        if (value != NULL) {
+            apr_table_setn(r->notes, note_names[i], value);
+        }
+    }
+}
+
 void handoff_note_result(request_rec *r, const handoff_declared_target *declared,
                          handoff_result result)
 {
-    apr_table_setn(r->notes, HANDOFF_NOTE_RESULT, handoff_result_name(result));
+    handoff_note(r, HANDOFF_NOTE_RESULT, handoff_result_name(result));
     handoff_status_count(declared, result);
 }
 
@@ -307,7 +349,7 @@ static int deliver(request_rec *r, handoff_wish *wish, handoff_detach *detach)
                                             order.connect_timeout_ms + order.send_timeout_ms,
                                             &wait_ms);
 
-        apr_table_setn(r->notes, HANDOFF_NOTE_TARGET, name);
+        handoff_note(r, HANDOFF_NOTE_TARGET, name);
         if (turn == 0) {
             ap_log_rerror(APLOG_MARK, APLOG_DEBUG, 0, r, "target %s is skipped for another %d ms%s",
                           name, wait_ms, then);
@@ -388,7 +430,7 @@ int handoff_deliver(request_rec *r, handoff_wish *wish)
     if (status != 0) {
         handoff_detach_abandon(&detach);
     }
-    apr_table_setn(r->notes, HANDOFF_NOTE_TIME,
-                   apr_psprintf(r->pool, "%" APR_TIME_T_FMT, apr_time_now() - wish->began));
+    handoff_note(r, HANDOFF_NOTE_TIME,
+                 apr_psprintf(r->pool, "%" APR_TIME_T_FMT, apr_time_now() - wish->began));
     return status;
 }

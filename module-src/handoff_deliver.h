@@ -18,7 +18,10 @@
 #include "handoff_result.h"
 #include "handoff_target.h"
 
-/* Notes for the access log, %<{handoff-target}n and so on. */
+/* Notes for the access log, %{handoff-target}n and so on. The log may ask the first request of a chain
+ * of internal redirects (%<) or its last (%>), and an application may be any of them: behind
+ * mod_rewrite it is the last, and a failed one has its ErrorDocument behind it. So the whole chain
+ * tells the same: what is noted is noted backwards, and what comes later inherits it. */
 #define HANDOFF_NOTE_TARGET "handoff-target"
 #define HANDOFF_NOTE_RESULT "handoff-result"
 #define HANDOFF_NOTE_TIME "handoff-time"
@@ -33,6 +36,7 @@ typedef struct {
     apr_size_t data_length;
     int payload_fd;               /* the data in a memfd, or -1                                   */
     apr_uint64_t payload_length;
+    const char *id;               /* that daemons are told, or NULL: none was yet                 */
     apr_time_t began;             /* when the application's output had ended                      */
 } handoff_wish;
 
@@ -44,7 +48,16 @@ int handoff_open_payload(request_rec *r, handoff_wish *wish);
  * its backups. The request's body is drained and the connection flushed. */
 int handoff_deliver(request_rec *r, handoff_wish *wish);
 
-/* Writes the notes and counts; declared is NULL where no declared target is concerned. */
+/* In this request and those that led to it; value NULL: no longer. */
+void handoff_note(request_rec *r, const char *name, const char *value);
+
+/* All of them: another wish begins. */
+void handoff_forget_notes(request_rec *r);
+
+/* The request that r->prev became is told what happened until now. */
+void handoff_inherit_notes(request_rec *r);
+
+/* Writes the result's note and counts; declared is NULL where no declared target is concerned. */
 void handoff_note_result(request_rec *r, const handoff_declared_target *declared,
                          handoff_result result);
 

@@ -61,23 +61,20 @@ static void tell_peer(request_rec *r, handoff_envelope *envelope)
 }
 
 /* One name for this request in both logs: mod_unique_id's where it is loaded. */
-static const char *request_id(request_rec *r)
+static const char *request_id(request_rec *r, handoff_wish *wish)
 {
-    const char *id = apr_table_get(r->notes, HANDOFF_NOTE_ID);
-
-    if (id == NULL) {
-        id = apr_table_get(r->subprocess_env, "UNIQUE_ID");
-        if (id == NULL) {
-            unsigned char bytes[16];
-
-            if (getrandom(bytes, sizeof(bytes), GRND_NONBLOCK) != (ssize_t)sizeof(bytes)) {
-                ap_random_insecure_bytes(bytes, sizeof(bytes));
-            }
-            id = apr_pescape_hex(r->pool, bytes, sizeof(bytes), 0);
-        }
-        apr_table_setn(r->notes, HANDOFF_NOTE_ID, id);
+    if (wish->id == NULL) {
+        wish->id = apr_table_get(r->subprocess_env, "UNIQUE_ID");
     }
-    return id;
+    if (wish->id == NULL) {
+        unsigned char bytes[16];
+
+        if (getrandom(bytes, sizeof(bytes), GRND_NONBLOCK) != (ssize_t)sizeof(bytes)) {
+            ap_random_insecure_bytes(bytes, sizeof(bytes));
+        }
+        wish->id = apr_pescape_hex(r->pool, bytes, sizeof(bytes), 0);
+    }
+    return wish->id;
 }
 
 static int collect_header(void *baton, const char *name, const char *value)
@@ -351,7 +348,7 @@ static int describe_envelope(request_rec *r, handoff_wish *wish,
         return HTTP_INTERNAL_SERVER_ERROR;
     }
     memset(&envelope, 0, sizeof(envelope));
-    envelope.id = request_id(r);
+    envelope.id = request_id(r, wish);
     envelope.method = first->method;
     envelope.uri = first->unparsed_uri;
     envelope.protocol = r->proto_num >= HTTP_VERSION(1, 1) ? "HTTP/1.1" : "HTTP/1.0";
@@ -411,7 +408,13 @@ static int describe_envelope(request_rec *r, handoff_wish *wish,
 int handoff_describe(request_rec *r, handoff_wish *wish, const handoff_declared_target *target,
                      int client_fd, handoff_wire_message *message, handoff_result *result)
 {
-    return target != NULL && target->envelope
-           ? describe_envelope(r, wish, target, client_fd, message, result)
-           : describe_plain(r, wish, client_fd, message, result);
+    int status;
+
+    if (target == NULL || !target->envelope) {
+        handoff_note(r, HANDOFF_NOTE_ID, NULL);
+        return describe_plain(r, wish, client_fd, message, result);
+    }
+    status = describe_envelope(r, wish, target, client_fd, message, result);
+    handoff_note(r, HANDOFF_NOTE_ID, wish->id);
+    return status;
 }

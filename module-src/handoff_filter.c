@@ -17,6 +17,7 @@
 
 #include "handoff_config.h"
 #include "handoff_deliver.h"
+#include "handoff_detach.h"
 #include "handoff_payload.h"
 #include "handoff_request.h"
 #include "handoff_target.h"
@@ -128,10 +129,6 @@ static void answer_error(request_rec *r, int status)
         "Content-Language", "Content-Length", "Content-Location", "Content-MD5", "Content-Range",
         "ETag", "Expires", "Last-Modified", "Pragma", "Surrogate-Control", "Transfer-Encoding"
     };
-    static const char *const notes[] = {
-        HANDOFF_NOTE_TARGET, HANDOFF_NOTE_RESULT, HANDOFF_NOTE_TIME, HANDOFF_NOTE_ID
-    };
-    request_rec *next;
     size_t i;
 
     for (i = 0; i < sizeof(of_the_body) / sizeof(of_the_body[0]); i++) {
@@ -153,16 +150,6 @@ static void answer_error(request_rec *r, int status)
     }
     r->status_line = NULL;
     ap_die(status, r);
-
-    for (next = r->next; next != NULL; next = next->next) {
-        for (i = 0; i < sizeof(notes) / sizeof(notes[0]); i++) {
-            const char *value = apr_table_get(r->notes, notes[i]);
-
-            if (value != NULL) {
-                apr_table_setn(next->notes, notes[i], value);
-            }
-        }
-    }
 }
 
 static void finish(request_rec *r, take_ctx *ctx)
@@ -212,7 +199,7 @@ static int refuse_target(request_rec *r, take_ctx *ctx)
             return refuse(r, ctx, HANDOFF_REFUSED_PATH, HTTP_FORBIDDEN);
         }
         wish->declared = target;
-        apr_table_setn(r->notes, HANDOFF_NOTE_TARGET, target->name);
+        handoff_note(r, HANDOFF_NOTE_TARGET, target->name);
         return 0;
     }
 
@@ -290,6 +277,15 @@ static __attribute__((noinline)) int decide(ap_filter_t *f)
                       " is removed", data != NULL ? HANDOFF_HEADER_DATA : HANDOFF_HEADER_DATA_FROM);
         return 0;
     }
+    if (handoff_is_detached(r->connection)) {
+        /* The ErrorDocument of an application that died after its output: mod_proxy_fcgi then answers
+         * with 500. What became of the client is noted already. */
+        ap_log_rerror(APLOG_MARK, APLOG_DEBUG, 0, r, "the client was handed off already");
+        f->ctx = ctx = apr_pcalloc(r->pool, sizeof(*ctx));
+        ctx->state = STATE_DONE;
+        return 1;
+    }
+    handoff_forget_notes(r);
     if (ctx != NULL) {
         ap_log_rerror(APLOG_MARK, APLOG_WARNING, 0, r, HANDOFF_HEADER_TARGET " is ignored: %s",
                       ctx->may_not_ask);
@@ -313,7 +309,7 @@ static __attribute__((noinline)) int decide(ap_filter_t *f)
             return 0;
         }
     }
-    apr_table_setn(r->notes, HANDOFF_NOTE_TARGET, asked);
+    handoff_note(r, HANDOFF_NOTE_TARGET, asked);
     ap_log_rerror(APLOG_MARK, APLOG_TRACE2, 0, r, "asked for a handoff to %s with %s", asked,
                   data != NULL ? "data in a header" : from != NULL ? "the body as data"
                                                                    : "no data");
@@ -535,6 +531,9 @@ void handoff_filter_register(void)
 int handoff_forget_request_headers(request_rec *r)
 {
     remove_headers(r->headers_in);
+    if (r->prev != NULL) {
+        handoff_inherit_notes(r);
+    }
     return DECLINED;
 }
 

@@ -17,7 +17,6 @@
 #include <string.h>
 
 #include "handoff_config.h"
-#include "handoff_detach.h"
 
 APLOG_USE_MODULE(socket_handoff);
 
@@ -155,13 +154,6 @@ int handoff_refuse_connection(request_rec *r, handoff_result *result)
     conn_rec *c = r->connection;
     const ap_filter_t *f;
 
-    if (handoff_is_detached(c)) {
-        /* A FastCGI application that dies after its output: mod_proxy_fcgi then answers with 500,
-         * and an ErrorDocument that hands off would give the dead socket away. */
-        ap_log_rerror(APLOG_MARK, APLOG_DEBUG, 0, r, "the client was handed off already");
-        *result = HANDOFF_CLIENT_GONE;
-        return HANDOFF_CLIENT_LEFT;
-    }
     if (c->master != NULL) {
         ap_log_rerror(APLOG_MARK, APLOG_ERR, 0, r, "handoff refused: the client speaks HTTP/2, "
                       "whose connection carries other streams; write \"Protocols http/1.1\" in "

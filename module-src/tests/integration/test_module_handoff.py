@@ -10,7 +10,7 @@ from threading import Thread
 
 import pytest
 from handoff_httpd import WORKERS, Httpd, wait_until
-from handoff_standin import Client, Daemon, Handoff, answer_ok, fetch, response
+from handoff_standin import Client, Daemon, Handoff, fetch, response
 
 Uri = Callable[..., str]
 

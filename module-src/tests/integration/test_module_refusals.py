@@ -485,7 +485,7 @@ def test_a_client_is_handed_off_once_though_the_handler_fails_afterwards(
         client.get(f"/dying?t={target}&d=once&after=500")
         daemon.next().finish(response(b"ok"))
         assert client.rest() == response(b"ok")
-    httpd.access_line("d=once&after=500")
+    assert " result=sent" in httpd.access_line("d=once&after=500")
     assert daemon.count == 1
 
 

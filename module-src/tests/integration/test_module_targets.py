@@ -26,14 +26,15 @@ def server(built: None, run_dir: Path) -> Iterator[Httpd]:
     """A server with one target of each kind."""
     httpd = Httpd(mpm=MPM, run=run_dir)
     ok = run_dir / "ok"
+    (httpd.root / "htdocs" / "front").mkdir()
     try:
         port = httpd.port("main")
         httpd.start(f"""
-{httpd.load("headers", "status", "include", "filter", "deflate", "remoteip", "unique_id", "setenvif")}
+{httpd.load("headers", "status", "include", "filter", "deflate", "remoteip", "unique_id", "setenvif", "rewrite", "actions")}
 Listen 127.0.0.1:{port}
 Listen 127.0.0.1:{httpd.port("small")}
 Listen 127.0.0.1:{httpd.port("proxied")}
-LogFormat "%<q {NOTES}" t
+LogFormat "%<q {NOTES} | {NOTES.replace("<", ">")} |" t
 CustomLog {httpd.root}/logs/access t
 LogLevel socket_handoff:trace2
 DocumentRoot {httpd.root}/htdocs
@@ -85,6 +86,26 @@ SocketHandoffAllow All
 </Location>
 <Location /deflate>
     SetOutputFilter DEFLATE
+</Location>
+<Directory {httpd.root}/htdocs/front>
+    RewriteEngine On
+    RewriteRule ^nobody$ - [E=!UNIQUE_ID]
+    RewriteRule ^ /t [QSA]
+</Directory>
+<Location /action>
+    SetHandler by-action
+</Location>
+Action by-action /t virtual
+<Location /fallback>
+    RewriteEngine On
+    RewriteCond %{{QUERY_STRING}} anonymous
+    RewriteRule ^ - [E=!UNIQUE_ID]
+    ErrorDocument 403 /t?t=env&d=from-errordocument
+    ErrorDocument 503 /t?t=env&d=from-errordocument
+</Location>
+<Location /sorry>
+    ErrorDocument 403 /t?text=sorry&body=0
+    ErrorDocument 503 /t?text=sorry&body=0
 </Location>
 <Location /page>
     ErrorDocument 404 "/t?t=env&d=from-errordocument&set=X-Page:yes"
@@ -395,6 +416,74 @@ def test_bytes_of_a_pipelined_request_are_counted(httpd: Httpd, at: Target, coun
         assert prefetched == len(behind) or count > 1
         handoff.finish(response(b"bye"))
         assert client.rest().endswith(b"bye")
+
+
+# --- what the access log is told ----------------------------------------------------------------
+
+
+def noted(httpd: Httpd, needle: str) -> dict[str, str]:
+    """The notes of that request, which are the same whichever end of a chain of redirects is asked."""
+    first, last = httpd.access_line(needle).split(" ", 1)[1].rstrip(" |").split(" | ")
+    assert first == last
+    return dict(word.split("=", 1) for word in first.split())
+
+
+@pytest.mark.parametrize("path", ["/front/page", "/front/nobody", "/action"])
+def test_behind_an_internal_redirect_the_log_tells_the_same(
+    httpd: Httpd, at: Target, path: str
+) -> None:
+    """A front controller by mod_rewrite in a directory, with and without mod_unique_id, and mod_actions."""
+    if path == "/action" and not httpd.has_module("actions"):
+        pytest.skip("NOT TESTED: mod_actions is not there")
+    query = f"t=env&d=x&by={path.replace('/', '.')}"
+    with Daemon(at("env")) as daemon:
+        envelope = handed(httpd, daemon, f"{path}?{query}").envelope  # type: ignore[attr-defined]
+    notes = noted(httpd, query)
+    assert (notes["target"], notes["result"], notes["id"]) == ("env", "sent", envelope["id"])
+    assert 0 < int(notes["time"]) < 2_000_000
+    assert envelope["uri"] == f"{path}?{query}"
+
+
+def test_behind_an_internal_redirect_the_log_tells_a_failure_too(httpd: Httpd, log: ErrorLog) -> None:
+    assert fetch(httpd.port("main"), "/front/page?t=ack&d=redirected").status == 503
+    log.expect("handoff to ack failed: there is no such socket")
+    notes = noted(httpd, "t=ack&d=redirected")
+    assert (notes["target"], notes["result"]) == ("ack", "no-daemon")
+
+
+@pytest.mark.parametrize("anonymous", ["", "&anonymous"])
+@pytest.mark.parametrize(
+    ("asked", "message"), [("llm", "handoff to llm-standby failed"), ("nobody", "neither the name nor")]
+)
+def test_an_errordocument_that_hands_off_is_what_the_log_tells(
+    httpd: Httpd, at: Target, log: ErrorLog, asked: str, message: str, anonymous: str
+) -> None:
+    """The daemon has the client: the failure before is told by the error log."""
+    query = f"t={asked}&d=fallback{anonymous}"
+    with Daemon(at("env")) as daemon:
+        envelope = handed(httpd, daemon, f"/fallback?{query}&").envelope  # type: ignore[attr-defined]
+    assert envelope["data"] == "from-errordocument"
+    if asked == "llm":
+        log.expect("handoff to llm failed")
+    log.expect(message)
+    notes = noted(httpd, f"{query}&")
+    assert (notes["target"], notes["result"], notes["id"]) == ("env", "sent", envelope["id"])
+
+
+def test_an_errordocument_that_is_a_page_leaves_the_failure_in_the_log(httpd: Httpd, log: ErrorLog) -> None:
+    answer = fetch(httpd.port("main"), "/sorry?t=ack&d=page")
+    assert (answer.status, answer.body) == (503, b"sorry")
+    log.expect("handoff to ack failed: there is no such socket")
+    assert noted(httpd, "t=ack&d=page")["result"] == "no-daemon"
+
+
+def test_the_log_names_no_id_that_the_daemon_was_not_told(httpd: Httpd, at: Target, log: ErrorLog) -> None:
+    """The target has an envelope, its backup has none."""
+    with Daemon(at("plain")) as daemon:
+        handed(httpd, daemon, "/t?t=mixed&d=no-id")
+    log.expect("handoff to mixed failed")
+    notes = noted(httpd, "t=mixed&d=no-id")
+    assert (notes["target"], notes["result"], notes["id"]) == ("plain", "sent", "-")
 
 
 # --- data -------------------------------------------------------------------------------------
