@@ -29,8 +29,10 @@ def server(built: None, run_dir: Path) -> Iterator[Httpd]:
     (httpd.root / "htdocs" / "front").mkdir()
     try:
         port = httpd.port("main")
+        contents = ("headers", "include", "filter", "deflate")
+        others = ("status", "remoteip", "unique_id", "setenvif", "rewrite", "actions")
         httpd.start(f"""
-{httpd.load("headers", "status", "include", "filter", "deflate", "remoteip", "unique_id", "setenvif", "rewrite", "actions")}
+{httpd.load(*contents, *others)}
 Listen 127.0.0.1:{port}
 Listen 127.0.0.1:{httpd.port("small")}
 Listen 127.0.0.1:{httpd.port("proxied")}
@@ -429,9 +431,7 @@ def noted(httpd: Httpd, needle: str) -> dict[str, str]:
 
 
 @pytest.mark.parametrize("path", ["/front/page", "/front/nobody", "/action"])
-def test_behind_an_internal_redirect_the_log_tells_the_same(
-    httpd: Httpd, at: Target, path: str
-) -> None:
+def test_behind_an_internal_redirect_the_log_tells_the_same(httpd: Httpd, at: Target, path: str) -> None:
     """A front controller by mod_rewrite in a directory, with and without mod_unique_id, and mod_actions."""
     if path == "/action" and not httpd.has_module("actions"):
         pytest.skip("NOT TESTED: mod_actions is not there")
