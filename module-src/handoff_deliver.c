@@ -364,7 +364,7 @@ static int deliver(request_rec *r, handoff_wish *wish, handoff_detach *detach)
             handoff_result built;
             const failure *why;
 
-            status = handoff_describe(r, wish, target, detach->client_fd, &message, &built);
+            status = handoff_describe(r, wish, target, detach, &message, &built);
             if (status != 0) {
                 handoff_note_result(r, target, built);
                 if (turn == HANDOFF_TRY_ALONE) {

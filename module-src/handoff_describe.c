@@ -251,7 +251,7 @@ static int load_payload(request_rec *r, const handoff_wish *wish, const char **d
 
 /* --- the two messages ---------------------------------------------------------------------------- */
 
-static int describe_plain(request_rec *r, const handoff_wish *wish, int client_fd,
+static int describe_plain(request_rec *r, const handoff_wish *wish, const handoff_detach *detach,
                           handoff_wire_message *message, handoff_result *result)
 {
     const char *data = wish->data;
@@ -273,7 +273,7 @@ static int describe_plain(request_rec *r, const handoff_wish *wish, int client_f
         }
         length = (apr_size_t)wish->payload_length;
     }
-    handoff_wire_plain(message, data != NULL ? data : "", length, client_fd);
+    handoff_wire_plain(message, data != NULL ? data : "", length, detach->client_fd);
     return 0;
 }
 
@@ -328,7 +328,7 @@ static int place_data(request_rec *r, handoff_wish *wish, handoff_envelope *enve
 }
 
 static int describe_envelope(request_rec *r, handoff_wish *wish,
-                             const handoff_declared_target *target, int client_fd,
+                             const handoff_declared_target *target, const handoff_detach *detach,
                              handoff_wire_message *message, handoff_result *result)
 {
     const request_rec *first = first_of(r);
@@ -365,7 +365,7 @@ static int describe_envelope(request_rec *r, handoff_wish *wish,
     envelope.response_header_count = (apr_size_t)said->nelts;
     envelope.status = r->status;
     envelope.unread_body = handoff_unread_body(r);
-    envelope.prefetched = handoff_prefetched(r);
+    envelope.prefetched = handoff_prefetched(r, detach);
     status = place_data(r, wish, &envelope, result);
     if (status != 0) {
         return status;
@@ -398,7 +398,7 @@ static int describe_envelope(request_rec *r, handoff_wish *wish,
     memset(message, 0, sizeof(*message));
     message->bytes = bytes;
     message->length = size;
-    message->fds[message->fd_count++] = client_fd;
+    message->fds[message->fd_count++] = detach->client_fd;
     if (envelope.has_payload) {
         message->fds[message->fd_count++] = wish->payload_fd;
     }
@@ -406,15 +406,15 @@ static int describe_envelope(request_rec *r, handoff_wish *wish,
 }
 
 int handoff_describe(request_rec *r, handoff_wish *wish, const handoff_declared_target *target,
-                     int client_fd, handoff_wire_message *message, handoff_result *result)
+                     const handoff_detach *detach, handoff_wire_message *message, handoff_result *result)
 {
     int status;
 
     if (target == NULL || !target->envelope) {
         handoff_note(r, HANDOFF_NOTE_ID, NULL);
-        return describe_plain(r, wish, client_fd, message, result);
+        return describe_plain(r, wish, detach, message, result);
     }
-    status = describe_envelope(r, wish, target, client_fd, message, result);
+    status = describe_envelope(r, wish, target, detach, message, result);
     handoff_note(r, HANDOFF_NOTE_ID, wish->id);
     return status;
 }

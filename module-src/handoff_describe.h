@@ -12,6 +12,7 @@
 #include "httpd.h"
 
 #include "handoff_deliver.h"
+#include "handoff_detach.h"
 #include "handoff_wire.h"
 
 /* Data up to this size stands in the envelope, larger data goes beside it. Well below what a
@@ -25,6 +26,6 @@
  * pool, its descriptors stay the wish's. Returns 0, or the HTTP status to answer with, which is
  * then logged, and *result what to count. */
 int handoff_describe(request_rec *r, handoff_wish *wish, const handoff_declared_target *target,
-                     int client_fd, handoff_wire_message *message, handoff_result *result);
+                     const handoff_detach *detach, handoff_wire_message *message, handoff_result *result);
 
 #endif

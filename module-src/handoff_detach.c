@@ -50,6 +50,27 @@ apr_status_t handoff_detach_prepare(handoff_detach *detach, conn_rec *c)
     return detach->dead_fd < 0 ? APR_FROM_OS_ERROR(errno) : APR_SUCCESS;
 }
 
+/* apr_os_sock_put into an apr_socket_t that is there already changes its number and nothing else that
+ * matters: APR asks for the addresses again when somebody wants them. */
+static void show_number(const handoff_detach *detach, int fd)
+{
+    apr_socket_t *sock = ap_get_conn_socket(detach->c);
+    apr_os_sock_t number = fd;
+
+    apr_os_sock_put(&sock, &number, detach->c->pool);
+}
+
+/* Reading from an unconnected TCP socket fails (ENOTCONN) and reads nothing. */
+void handoff_detach_hide(const handoff_detach *detach)
+{
+    show_number(detach, detach->dead_fd);
+}
+
+void handoff_detach_show(const handoff_detach *detach)
+{
+    show_number(detach, detach->client_fd);
+}
+
 apr_status_t handoff_detach_commit(handoff_detach *detach)
 {
     apr_status_t rv = APR_SUCCESS;

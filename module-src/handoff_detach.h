@@ -29,6 +29,11 @@ typedef struct {
 /* Fails with the errno as status, having changed nothing. */
 apr_status_t handoff_detach_prepare(handoff_detach *detach, conn_rec *c);
 
+/* Between the two httpd reads nothing from the client: what it finds, it has read before. No call of
+ * the kernel's, and nothing that another thread of httpd could see but the number. */
+void handoff_detach_hide(const handoff_detach *detach);
+void handoff_detach_show(const handoff_detach *detach);
+
 /* After the client was sent: from here on httpd cannot reach it, and the connection ends when the
  * request does. */
 apr_status_t handoff_detach_commit(handoff_detach *detach);

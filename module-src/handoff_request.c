@@ -25,8 +25,8 @@ APLOG_USE_MODULE(socket_handoff);
 #define DRAIN_MAX_BYTES 1048576      /* 1 MiB */
 #define DRAIN_MAX_TIME apr_time_from_sec(3)
 
-/* More than httpd reads ahead. */
-#define PREFETCH_MOST 65536
+/* More than httpd can have read ahead: it has a buffer per read, of 8000 bytes. */
+#define PREFETCH_MOST 1073741824
 
 /* mod_reqtimeout watches the clock only when it is asked for more. */
 #define LOOK_AGAIN apr_time_from_msec(250)
@@ -189,6 +189,20 @@ int handoff_refuse_connection(request_rec *r, handoff_result *result)
 
 /* --- before the client is sent ----------------------------------------------------------------- */
 
+/* Whether anything behind the request's head has arrived. */
+static int more_has_come(request_rec *r)
+{
+    apr_bucket_brigade *bb = apr_brigade_create(r->pool, r->connection->bucket_alloc);
+    apr_off_t length = 0;
+
+    if (ap_get_brigade(r->connection->input_filters, bb, AP_MODE_SPECULATIVE, APR_NONBLOCK_READ, 1)
+        == APR_SUCCESS) {
+        apr_brigade_length(bb, 1, &length);
+    }
+    apr_brigade_destroy(bb);
+    return length > 0;
+}
+
 /* Non-blocking reads and poll, because a blocking read can
  * be stretched far beyond any timeout by a client that sends a chunk header byte by byte. */
 int handoff_drain_body(request_rec *r, const int *interrupted, handoff_result *result)
@@ -199,8 +213,13 @@ int handoff_drain_body(request_rec *r, const int *interrupted, handoff_result *r
     int status = 0;
 
     if (r->expecting_100) {
-        /* Nobody said "100 Continue": the client has not sent its body, and will not. */
-        return 0;
+        if (!more_has_come(r)) {
+            /* Nobody said "100 Continue": the client has not sent its body, and will not. */
+            return 0;
+        }
+        /* It need not wait for that (RFC 9110 10.1.1), and did not. Its body is one like any other,
+         * and to one that has begun no "100 Continue" is said. */
+        r->expecting_100 = 0;
     }
     bb = apr_brigade_create(r->pool, r->connection->bucket_alloc);
     while (status == 0) {
@@ -298,18 +317,21 @@ apr_int64_t handoff_unread_body(const request_rec *r)
     return length != NULL && ap_parse_strict_length(&bytes, length) ? (apr_int64_t)bytes : -1;
 }
 
-apr_size_t handoff_prefetched(request_rec *r)
+apr_size_t handoff_prefetched(request_rec *r, const handoff_detach *detach)
 {
     conn_rec *c = r->connection;
     apr_bucket_brigade *bb = apr_brigade_create(r->pool, c->bucket_alloc);
     apr_off_t length = 0;
+    apr_status_t rv;
 
-    /* Speculative: what is there is looked at and stays. It may look into the socket too; what it
-     * finds there is read by nobody else, since it comes out of the daemon's sight and into this
-     * count in the same instant. */
-    if (ap_get_brigade(c->input_filters, bb, AP_MODE_SPECULATIVE, APR_NONBLOCK_READ,
-                       PREFETCH_MOST) == APR_SUCCESS) {
-        apr_brigade_length(bb, 1, &length);
+    /* Speculative: what is there is looked at and stays. Where that is less than was asked for,
+     * which it always is, httpd's filter reads on from the socket: those bytes would be taken from
+     * the daemon. So it does not get to see the socket meanwhile. */
+    handoff_detach_hide(detach);
+    rv = ap_get_brigade(c->input_filters, bb, AP_MODE_SPECULATIVE, APR_NONBLOCK_READ, PREFETCH_MOST);
+    handoff_detach_show(detach);
+    if (rv == APR_SUCCESS) {
+        apr_brigade_length(bb, 0, &length);
     }
     apr_brigade_destroy(bb);
     return length > 0 ? (apr_size_t)length : 0;

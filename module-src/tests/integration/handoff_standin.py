@@ -51,6 +51,7 @@ class Handoff:
         self.options = {
             "nodelay": self.client.getsockopt(tcp, socket.TCP_NODELAY),
             "cork": self.client.getsockopt(tcp, socket.TCP_CORK),
+            "keepalive": self.client.getsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE),
             "linger": struct.unpack("ii", linger),
         }
         self.client.settimeout(PATIENCE)
@@ -71,6 +72,16 @@ class Handoff:
             return b""
         finally:
             self.client.settimeout(PATIENCE)
+
+    def read(self, size: int) -> bytes:
+        """What the client sends, exactly so many bytes and then nothing more for now."""
+        data = b""
+        while len(data) < size:
+            part = self.client.recv(1 << 20)
+            assert part, f"the client ended after {len(data)} of {size} bytes"
+            data += part
+        assert len(data) == size and self.readable() == b"", "more than that"
+        return data
 
     def finish(self, reply: bytes = b"") -> None:
         """Send the reply and FIN; the rest of the lingering close goes on in the background."""

@@ -36,7 +36,7 @@ def test_the_socket_arrives_in_the_documented_state(httpd: Httpd, daemon: Daemon
         client.get(uri(d="x"))
         handoff = daemon.next()
         assert handoff.nonblocking
-        assert handoff.options == {"nodelay": 1, "cork": 0, "linger": (0, 0)}
+        assert handoff.options == {"nodelay": 1, "cork": 0, "keepalive": 1, "linger": (0, 0)}
         assert handoff.client.getpeername() == client.sock.getsockname()
         handoff.finish(response(b""))
         client.rest()

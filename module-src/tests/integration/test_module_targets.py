@@ -407,17 +407,55 @@ def test_an_announced_body_that_was_never_sent_is_told(httpd: Httpd, at: Target)
     assert unknown.envelope["unread_body"] == -1  # type: ignore[attr-defined]
 
 
-@pytest.mark.parametrize("count", [1, 150])
-def test_bytes_of_a_pipelined_request_are_counted(httpd: Httpd, at: Target, count: int) -> None:
+@pytest.mark.parametrize("count", [1, 150, 5000])
+@pytest.mark.parametrize("body", [b"", b"p" * 20_000])
+def test_bytes_of_a_pipelined_request_are_counted(httpd: Httpd, at: Target, count: int, body: bytes) -> None:
+    """Every byte is Apache's or still there, also where more wait than any buffer holds."""
     behind = b"GET /never HTTP/1.1\r\nHost: localhost\r\n\r\n" * count
+    head = f"POST /t?t=env HTTP/1.1\r\nHost: localhost\r\nContent-Length: {len(body)}\r\n\r\n".encode()
     with Daemon(at("env")) as daemon, Client(httpd.port("main")) as client:
-        client.send(b"GET /t?t=env HTTP/1.1\r\nHost: localhost\r\n\r\n" + behind)
+        client.send(head + body + behind)
         handoff = daemon.next()
         prefetched = handoff.envelope["prefetched"]
-        assert prefetched + len(handoff.readable()) == len(behind), "every byte is Apache's or still there"
+        assert prefetched <= 16_000, "no more than httpd reads at once, for the request itself"
+        rest = handoff.read(len(behind) - prefetched)
+        assert rest == behind[prefetched:], "the daemon reads on where Apache stopped"
         assert prefetched == len(behind) or count > 1
         handoff.finish(response(b"bye"))
         assert client.rest().endswith(b"bye")
+
+
+@pytest.mark.parametrize("size", [5, 4_000, 300_000])
+@pytest.mark.parametrize("chunked", [False, True])
+def test_a_body_that_did_not_wait_for_100_continue_is_drained(
+    httpd: Httpd, at: Target, size: int, chunked: bool
+) -> None:
+    """A client need not wait (RFC 9110 10.1.1). Nobody may read its body in halves."""
+    body = b"p" * size
+    sent = b"%x\r\n%s\r\n0\r\n\r\n" % (size, body) if chunked else body
+    length = "Transfer-Encoding: chunked" if chunked else f"Content-Length: {size}"
+    head = f"POST /t?t=env&sleep=50 HTTP/1.1\r\nHost: localhost\r\nExpect: 100-continue\r\n{length}\r\n\r\n"
+    with Daemon(at("env")) as daemon, Client(httpd.port("main")) as client:
+        client.send(head.encode() + sent)
+        handoff = daemon.next()
+        assert (handoff.envelope["unread_body"], handoff.envelope["prefetched"]) == (0, 0)
+        assert handoff.readable() == b""
+        handoff.finish(response(b"bye"))
+        assert client.rest() == response(b"bye"), "and no 100 Continue"
+
+
+def test_a_silent_handler_makes_a_client_that_waits_send_its_body(httpd: Httpd, at: Target) -> None:
+    """httpd itself asks for the body before the output ends, and bounds that by Timeout and mod_reqtimeout."""
+    with Daemon(at("env")) as daemon, Client(httpd.port("main")) as client:
+        client.get("/t?t=env&silent=1", "Content-Length: 5", "Expect: 100-continue", method="POST")
+        assert client.answer().status == 100
+        assert daemon.handoffs.empty()
+        client.send(b"hello")
+        handoff = daemon.next()
+        assert handoff.envelope["unread_body"] == 0
+        assert handoff.readable() == b""
+        handoff.finish(response(b"bye"))
+        assert client.answer().body == b"bye"
 
 
 # --- what the access log is told ----------------------------------------------------------------
