@@ -20,6 +20,7 @@
 #include "handoff_detach.h"
 #include "handoff_payload.h"
 #include "handoff_request.h"
+#include "handoff_status.h"
 #include "handoff_target.h"
 
 APLOG_USE_MODULE(socket_handoff);
@@ -254,6 +255,24 @@ static int refuse_connection(request_rec *r, take_ctx *ctx)
     return status != 0 && refuse(r, ctx, result, status);
 }
 
+/* Until its output ends without a fault an application has failed: a handler that gives up says so
+ * to httpd, which drops our filter with the others, and nobody tells us. */
+static apr_status_t count_unfinished(void *baton)
+{
+    const take_ctx *ctx = baton;
+
+    if (ctx->state == STATE_COLLECT && ctx->error == 0) {
+        handoff_status_count(ctx->wish->declared, HANDOFF_APPLICATION_FAILED);
+    }
+    return APR_SUCCESS;
+}
+
+static void expect_the_end(request_rec *r, take_ctx *ctx)
+{
+    handoff_note(r, HANDOFF_NOTE_RESULT, handoff_result_name(HANDOFF_APPLICATION_FAILED));
+    apr_pool_cleanup_register(r->pool, ctx, count_unfinished, apr_pool_cleanup_null);
+}
+
 static int says_anything(const request_rec *r)
 {
     return may_have_ours(r->headers_out) || may_have_ours(r->err_headers_out);
@@ -313,10 +332,31 @@ static __attribute__((noinline)) int decide(ap_filter_t *f)
     ap_log_rerror(APLOG_MARK, APLOG_TRACE2, 0, r, "asked for a handoff to %s with %s", asked,
                   data != NULL ? "data in a header" : from != NULL ? "the body as data"
                                                                    : "no data");
-    if (!refuse_connection(r, ctx) && !refuse_target(r, ctx)) {
-        refuse_data(r, ctx, from);
+    if (!refuse_connection(r, ctx) && !refuse_target(r, ctx) && !refuse_data(r, ctx, from)) {
+        expect_the_end(r, ctx);
     }
     return 1;
+}
+
+/* The handler has failed. If it asked before, and none of its output came to our filter, then that
+ * is noted here. */
+static void note_that_it_failed(request_rec *r)
+{
+    const handoff_declared_target *target;
+    const char *asked;
+
+    if (!says_anything(r)) {
+        return;
+    }
+    asked = get_header(r, HANDOFF_HEADER_TARGET);
+    remove_response_headers(r);
+    if (asked == NULL || r->main != NULL || !handoff_dir_config_of(r)->enabled) {
+        return;
+    }
+    target = handoff_find_target(asked);
+    handoff_forget_notes(r);
+    handoff_note(r, HANDOFF_NOTE_TARGET, target != NULL ? target->name : asked);
+    handoff_note_result(r, target, HANDOFF_APPLICATION_FAILED);
 }
 
 /* --- collecting -------------------------------------------------------------------------------- */
@@ -532,6 +572,9 @@ int handoff_forget_request_headers(request_rec *r)
 {
     remove_headers(r->headers_in);
     if (r->prev != NULL) {
+        if (ap_is_HTTP_ERROR(r->prev->status)) {
+            note_that_it_failed(r->prev);
+        }
         handoff_inherit_notes(r);
     }
     return DECLINED;
@@ -556,5 +599,6 @@ void handoff_insert_filters(request_rec *r)
 
 void handoff_insert_error_filter(request_rec *r)
 {
+    note_that_it_failed(r);
     ap_add_output_filter_handle(strip_handle, NULL, r, r->connection);
 }

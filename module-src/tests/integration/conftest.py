@@ -100,6 +100,7 @@ SocketHandoffAllowedPrefix {run}/ok/
 CacheQuickHandler off
 CacheRoot {root}/logs
 CacheHeader on
+CacheMinExpire 3600
 <Location /cached>
     CacheEnable disk
     Header set X-Socket-Handoff {run}/ok/d.sock

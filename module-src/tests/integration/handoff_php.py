@@ -46,6 +46,12 @@ for ($left = (int) $_GET['n']; $left > 0; $left -= 8000) {
 header('X-Socket-Handoff: rich');
 header('X-Handoff-Data: ' . str_repeat('x', (int) $_GET['n']));
 """,
+    "dying.php": """<?php
+header('X-Socket-Handoff: ' . $_GET['t']);
+if (isset($_GET['output'])) { echo str_repeat('x', 20000); }
+flush();
+exec('kill -9 ' . getmypid());
+""",
     "plain.php": "<?php echo 'plain php';",
     "sorry.php": """<?php
 header('X-Sorry: yes');
@@ -76,7 +82,7 @@ def php_server(kind: str, run_dir: Path, directives: str) -> Iterator[Httpd]:
 {server.load("status")}
 Listen 127.0.0.1:{port}
 DocumentRoot {server.root}/htdocs
-CustomLog {server.root}/logs/access "%q st=%>s b=%b X=%X O=%O"
+CustomLog {server.root}/logs/access "%q st=%>s b=%b X=%X O=%O result=%<{{handoff-result}}n"
 {directives}
 <Directory {server.root}/htdocs>
     Require all granted

@@ -54,9 +54,13 @@ Listen 127.0.0.1:{server.port("main")}
 Include {server.root}/conf/targets.conf
 SocketHandoffAllow All
 SocketHandoffMaxPayload 1000
-CustomLog {server.root}/logs/access "%P target=%<{{handoff-target}}n result=%<{{handoff-result}}n"
+CustomLog {server.root}/logs/access "%P %<q target=%<{{handoff-target}}n result=%<{{handoff-result}}n"
 <Location /t>
     SetHandler handoff-test
+</Location>
+<Location /excused>
+    SetHandler handoff-test
+    ErrorDocument 503 /t?text=excuse&body=0
 </Location>
 <Location /status>
     SetHandler socket-handoff-status
@@ -276,6 +280,41 @@ def test_failures_are_counted_by_cause_where_they_happened(
     }
     refused = added(before["none"]["results"], after["none"]["results"]).get("refused-path", 0)
     assert refused + added(before["llm"]["results"], after["llm"]["results"]).get("refused-path", 0) == 2
+
+
+@pytest.mark.parametrize("err", ["", "&err=1"])
+@pytest.mark.parametrize("output", ["", "&body=9&flush=1"])
+@pytest.mark.parametrize(("path", "status"), [("/t", 500), ("/t", 404), ("/excused", 503)])
+def test_an_application_that_fails_after_it_asked_is_counted_and_logged(
+    httpd: Httpd, answering: Daemon, path: str, status: int, output: str, err: str
+) -> None:
+    """Before and after its first output; its own error is the answer, also as an ErrorDocument."""
+    before = board(httpd)
+    marker = f"{path[1:]}-{status}-{len(output)}-{len(err)}"
+    answer = fetch(httpd.port("main"), f"{path}?t=llm&d={marker}{output}{err}&ret={status}")
+    assert answer.status == status
+    assert (answer.body == b"excuse") == (path == "/excused")
+    wait_until(
+        lambda: added(before["llm"]["results"], results(httpd, "llm")) == {"application-failed": 1}, "it is counted"
+    )
+    assert answering.count == 0
+    assert httpd.access_line(f"d={marker}&" if output or err else f"d={marker}").endswith(
+        " target=llm result=application-failed"
+    )
+
+
+@pytest.mark.parametrize("how", ["fail=502", "ret=500"])
+def test_an_application_that_was_refused_before_it_failed_is_counted_once(
+    httpd: Httpd, answering: Daemon, log: ErrorLog, how: str
+) -> None:
+    before = board(httpd)
+    marker = f"refused-{how[:3]}"
+    assert ask(httpd, f"/t?t=nobody&d={marker}&body=9&flush=1&{how}") in (403, 500)
+    log.expect("is neither the name nor the path")
+    httpd.access_line(f"d={marker}")
+    after = board(httpd)
+    assert added(before["none"]["results"], after["none"]["results"]) == {"refused-path": 1}
+    assert after["llm"]["results"] == before["llm"]["results"]
 
 
 def test_a_target_that_failed_too_often_is_skipped_by_all_processes_and_shown(

@@ -32,7 +32,8 @@ def server(built: None, run_dir: Path) -> Iterator[Httpd]:
         contents = ("headers", "include", "filter", "deflate")
         others = ("status", "remoteip", "unique_id", "setenvif", "rewrite", "actions")
         httpd.start(f"""
-{httpd.load(*contents, *others)}
+{httpd.load("headers", "status", "include", "filter", "deflate", "remoteip")}
+{httpd.load("unique_id", "setenvif", "rewrite", "actions")}
 Listen 127.0.0.1:{port}
 Listen 127.0.0.1:{httpd.port("small")}
 Listen 127.0.0.1:{httpd.port("proxied")}
