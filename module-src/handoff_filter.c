@@ -47,6 +47,9 @@ static ap_filter_rec_t *take_handle;
 static ap_filter_rec_t *strip_handle;
 static ap_filter_rec_t *strip_early_handle;
 
+/* Whether mod_cache is there. Read-only once the configuration is read. */
+static int cache_is_loaded;
+
 /* --- headers ------------------------------------------------------------------------------- */
 
 /* Whether one of ours may be among them: all begin with "X-S" or "X-H". Nearly every table has none,
@@ -520,7 +523,9 @@ static apr_status_t take_filter(ap_filter_t *f, apr_bucket_brigade *bb)
                 /* The early one comes behind those that may, and before mod_cache, which keeps
                  * what it sees. */
                 ap_add_output_filter_handle(strip_early_handle, NULL, r, r->connection);
-                ap_add_output_filter_handle(strip_handle, NULL, r, r->connection);
+                if (!cache_is_loaded) {
+                    ap_add_output_filter_handle(strip_handle, NULL, r, r->connection);
+                }
             }
             return ap_pass_brigade(f->next, bb);
         }
@@ -548,18 +553,19 @@ apr_status_t handoff_swallow(ap_filter_t *f, apr_bucket_brigade *bb)
     return APR_SUCCESS;
 }
 
-static int forget_filters(apr_pool_t *pconf, apr_pool_t *plog, apr_pool_t *ptemp)
+static int look_for_cache(apr_pool_t *pconf, apr_pool_t *plog, apr_pool_t *ptemp, server_rec *s)
 {
     (void)pconf;
     (void)plog;
     (void)ptemp;
-    atomic_store_explicit(&known_harmless, NULL, memory_order_relaxed);
+    (void)s;
+    cache_is_loaded = ap_find_linked_module("mod_cache.c") != NULL;
     return OK;
 }
 
 void handoff_filter_register(void)
 {
-    ap_hook_pre_config(forget_filters, NULL, NULL, APR_HOOK_MIDDLE);
+    ap_hook_post_config(look_for_cache, NULL, NULL, APR_HOOK_MIDDLE);
     take_handle = ap_register_output_filter("SOCKET_HANDOFF", take_filter, NULL,
                                             AP_FTYPE_RESOURCE - 1);
     strip_early_handle = ap_register_output_filter("SOCKET_HANDOFF_STRIP_EARLY", strip_filter, NULL,
@@ -595,6 +601,11 @@ void handoff_insert_filters(request_rec *r)
         ctx->may_not_ask = may_not_ask;
     }
     ap_add_output_filter_handle(take_handle, ctx, r, r->connection);
+    if (cache_is_loaded && r->main == NULL) {
+        /* What a cache has kept it sends in the place of the handler, and drops every filter that
+         * comes before its own: the take filter too. It may be older than this module. */
+        ap_add_output_filter_handle(strip_handle, NULL, r, r->connection);
+    }
 }
 
 void handoff_insert_error_filter(request_rec *r)

@@ -106,6 +106,9 @@ CacheMinExpire 3600
     Header set X-Socket-Handoff {run}/ok/d.sock
     Header set X-Handoff-Data stolen
 </Location>
+<Location /kept>
+    CacheEnable disk
+</Location>
 <LocationMatch "^/backend/.*[.]php$">
     SetHandler "proxy:fcgi://127.0.0.1:1"
 </LocationMatch>
@@ -173,9 +176,10 @@ def _make_site(httpd: Httpd) -> None:
     (htdocs / "big.bin").write_bytes(bytes(range(256)) * 12_000)
     target = f"{httpd.run}/ok/d.sock"
     (htdocs / "page.shtml").write_text(f'before <!--#include virtual="/t?t={target}&d=included&body=3" --> after\n')
-    for name in ("owner", "enabling", "asis", "asistype", "listed", "cached"):
+    for name in ("owner", "enabling", "asis", "asistype", "listed", "cached", "kept"):
         (htdocs / name).mkdir()
         (htdocs / name / "file.txt").write_text("static\n")
+    (htdocs / "kept" / "again.txt").write_text("static\n")
     (htdocs / "owner" / ".htaccess").write_text(
         f"Header set X-Socket-Handoff {target}\nHeader set X-Handoff-Data stolen\n"
     )

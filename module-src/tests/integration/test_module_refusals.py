@@ -477,6 +477,32 @@ def test_what_a_cache_keeps_carries_no_header_of_ours(httpd: Httpd, daemon: Daem
     assert daemon.count == 0
 
 
+@pytest.mark.parametrize(
+    ("name", "status", "header"), [("file.txt", "HIT", "X: y"), ("again.txt", "REVALIDATE", "Cache-Control: max-age=0")]
+)
+def test_what_a_cache_kept_before_the_module_was_loaded_loses_its_headers(
+    httpd: Httpd, daemon: Daemon, name: str, status: str, header: str
+) -> None:
+    """The cache sends it in the handler's place, past every filter that its own is put before."""
+    uri = f"/kept/{name}"
+
+    def kept() -> list[Path]:
+        files = (httpd.root / "logs").rglob("*.header")
+        return [path for path in files if uri.encode() in path.read_bytes()]
+
+    fetch(httpd.port("main"), uri)
+    wait_until(lambda: len(kept()) == 1, "it is kept")
+    path = kept()[0]
+    text = path.read_bytes()
+    ours = f"X-Socket-Handoff: {daemon.path}\r\nX-Handoff-Data: old\r\nLast-Modified: ".encode()
+    assert text.count(b"Last-Modified: ") == 1
+    path.write_bytes(text.replace(b"Last-Modified: ", ours))
+    answer = fetch(httpd.port("main"), uri, header)
+    assert (answer.status, answer.body) == (200, b"static\n")
+    assert answer.headers["x-cache"].startswith(status)
+    assert daemon.count == 0
+
+
 def test_a_client_is_handed_off_once_though_the_handler_fails_afterwards(
     httpd: Httpd, daemon: Daemon, target: Path
 ) -> None:
