@@ -121,6 +121,13 @@ static int is_the_targets_fault(handoff_wire_outcome outcome, int error)
            && error != ETOOMANYREFS;
 }
 
+/* Whether it will pass: somebody wrote that path, or made that file, and a target that is skipped for a
+ * while would only hide it behind a 503. */
+static int may_pass(const failure *why)
+{
+    return why->status != HTTP_FORBIDDEN;
+}
+
 static void retry_after(request_rec *r, int seconds)
 {
     /* err_headers_out is what survives into an ErrorDocument. */
@@ -393,7 +400,7 @@ static int deliver(request_rec *r, handoff_wish *wish, handoff_detach *detach)
             }
             log_failure(r, wish, target, why, &report, then);
             handoff_note_result(r, target, why->result);
-            if (is_the_targets_fault(outcome, report.error)) {
+            if (is_the_targets_fault(outcome, report.error) && may_pass(why)) {
                 report_health(r, target, 0);
             }
             else if (turn == HANDOFF_TRY_ALONE) {

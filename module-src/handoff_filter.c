@@ -219,9 +219,21 @@ static int refuse_target(request_rec *r, take_ctx *ctx)
     return refuse(r, ctx, HANDOFF_REFUSED_PATH, HTTP_FORBIDDEN);
 }
 
+/* How the application has encoded its body (RFC 9110 8.4), or NULL. Filters that do so come later. */
+static const char *content_coding(const request_rec *r)
+{
+    const char *coding = get_header(r, "Content-Encoding");
+
+    if (coding == NULL) {
+        coding = r->content_encoding;
+    }
+    return coding != NULL && ap_cstr_casecmp(coding, "identity") != 0 ? coding : NULL;
+}
+
 /* Where the data comes from. Returns whether it is refused. */
 static int refuse_data(request_rec *r, take_ctx *ctx, const char *from)
 {
+    const char *coding;
     int error;
 
     if (from == NULL) {
@@ -237,6 +249,14 @@ static int refuse_data(request_rec *r, take_ctx *ctx, const char *from)
         ap_log_rerror(APLOG_MARK, APLOG_ERR, 0, r, "handoff refused: the application sent both "
                       HANDOFF_HEADER_DATA " and " HANDOFF_HEADER_DATA_FROM "; let it send one of "
                       "them");
+        return refuse(r, ctx, HANDOFF_REFUSED_DATA, HTTP_INTERNAL_SERVER_ERROR);
+    }
+    coding = content_coding(r);
+    if (coding != NULL) {
+        ap_log_rerror(APLOG_MARK, APLOG_ERR, 0, r, "handoff refused: the application's body is to be "
+                      "the data and is encoded (Content-Encoding: %s), which the daemon would not "
+                      "know; switch that off where it hands off, such as PHP's "
+                      "zlib.output_compression", ap_escape_logitem(r->pool, coding));
         return refuse(r, ctx, HANDOFF_REFUSED_DATA, HTTP_INTERNAL_SERVER_ERROR);
     }
     error = handoff_open_payload(r, ctx->wish);

@@ -52,6 +52,12 @@ if (isset($_GET['output'])) { echo str_repeat('x', 20000); }
 flush();
 exec('kill -9 ' . getmypid());
 """,
+    "compressed.php": """<?php
+ini_set('zlib.output_compression', 'On');
+header('X-Socket-Handoff: rich');
+header('X-Handoff-Data-From: response-body');
+echo str_repeat('x', 9000);
+""",
     "plain.php": "<?php echo 'plain php';",
     "sorry.php": """<?php
 header('X-Sorry: yes');

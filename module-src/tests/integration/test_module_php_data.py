@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 from handoff_httpd import MPM, ErrorLog, Httpd
 from handoff_php import KINDS, php_server
-from handoff_standin import Client, Daemon, response
+from handoff_standin import Client, Daemon, fetch, response
 
 
 @pytest.fixture(scope="module", params=KINDS)
@@ -68,3 +68,15 @@ def test_a_header_of_8100_bytes_passes_and_a_longer_one_is_no_handoff(
             assert daemon.count == 1
             for line in ("Premature end of script headers", "AH01070", "AH01075"):
                 log.expect(f"proxy_fcgi:error .*{line}")
+
+
+def test_a_script_whose_output_php_compresses_is_refused(httpd: Httpd, daemon: Daemon, log: ErrorLog) -> None:
+    assert fetch(httpd.port("main"), "/compressed.php", "Accept-Encoding: gzip").status == 500
+    assert daemon.accepted == 0
+    log.expect("is encoded .Content-Encoding: gzip., .* such as PHP's zlib.output_compression")
+    with Client(httpd.port("main")) as client:
+        client.get("/compressed.php")
+        handoff = daemon.next()
+        assert handoff.envelope["data"] == "x" * 9000
+        handoff.finish(response(b"ok"))
+        client.rest()

@@ -65,6 +65,8 @@ SocketHandoffTarget llm-standby unix:{ok}/standby.sock envelope=on retries=0 max
 SocketHandoffTarget mixed unix:{ok}/mixed.sock envelope=on retries=0 backup=plain maxfails=0
 SocketHandoffTarget flaky unix:{ok}/flaky.sock retries=0 timeout=200ms maxfails=3 retry=1500ms
 SocketHandoffTarget pair unix:{ok}/pair.sock retries=0 timeout=200ms maxfails=2 retry=2s backup=plain
+SocketHandoffTarget link unix:{ok}/link.sock retries=0 maxfails=1 retry=30s
+SocketHandoffTarget backed unix:{ok}/link.sock retries=0 maxfails=1 retry=30s backup=plain
 SocketHandoffTarget gone unix:{ok}/gone.sock retries=0 maxfails=1 retry=30s
 SocketHandoffTarget brief unix:{ok}/brief.sock retries=0 maxfails=1 retry=400ms
 SocketHandoffTarget slow unix:{ok}/slow.sock timeout=300ms retries=10 maxfails=0
@@ -616,6 +618,19 @@ def test_data_from_a_body_is_not_compressed(httpd: Httpd, at: Target) -> None:
     assert handoff.envelope["response_headers"] == []  # type: ignore[attr-defined]
 
 
+@pytest.mark.parametrize("err", ["", "&err=1"])
+def test_data_that_the_application_compressed_is_refused(httpd: Httpd, at: Target, log: ErrorLog, err: str) -> None:
+    """The daemon would get gzip's bytes and not be told: Content-Encoding describes a body that nobody sends."""
+    with Daemon(at("env")) as daemon:
+        answer = fetch(httpd.port("main"), f"/t?t=env&from=response-body&enc=gzip&body=9&coded=1{err}")
+        assert answer.status == 500 and "content-encoding" not in answer.headers
+        assert daemon.accepted == 0
+        handed(httpd, daemon, f"/t?t=env&from=response-body&enc=identity&body=9{err}")
+        handed(httpd, daemon, f"/t?t=env&d=x&enc=gzip&body=9{err}")
+    log.expect(r"is encoded \(Content-Encoding: gzip\), which the daemon would not know; switch that off")
+    assert noted(httpd, f"coded=1{err} ")["result"] == "refused-data"
+
+
 def test_an_application_that_fails_in_the_middle_of_its_data_is_not_handed_off(httpd: Httpd, at: Target) -> None:
     with Daemon(at("env")) as daemon:
         assert fetch(httpd.port("main"), "/t?t=env&from=response-body&body=10&flush=1&fail=502").status == 502
@@ -748,6 +763,26 @@ def test_a_skipped_targets_503_says_for_how_long(httpd: Httpd, log: ErrorLog) ->
     assert [answer.headers["retry-after"] for answer in answers] == ["2", "30"]
     log.expect("handoff to gone failed")
     log.expect("target gone failed 1 times in a row and is skipped for 30000 ms")
+
+
+@pytest.mark.parametrize("what", ["symlink", "file"])
+def test_a_target_that_is_no_socket_stays_403_and_is_never_skipped(
+    httpd: Httpd, at: Target, log: ErrorLog, what: str
+) -> None:
+    """Waiting would not mend it, and a 503 would hide it."""
+    path = at("link")
+    path.symlink_to("plain.sock") if what == "symlink" else path.touch()
+    try:
+        with Daemon(at("plain")) as daemon:
+            assert [fetch(httpd.port("main"), "/t?t=link").status for _ in range(4)] == [403] * 4
+            assert daemon.accepted == 0
+            for _ in range(2):
+                handed(httpd, daemon, "/t?t=backed")
+    finally:
+        path.unlink()
+    message = "a symlink lies on the way" if what == "symlink" else "that is not a socket"
+    log.expect(f"handoff to link failed: {message}", times=4)
+    log.expect(f"handoff to backed failed: {message}.*its backup plain is tried", times=2)
 
 
 def test_a_request_that_does_not_fit_does_not_keep_a_target_skipped(httpd: Httpd, at: Target, log: ErrorLog) -> None:
