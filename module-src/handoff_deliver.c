@@ -433,6 +433,7 @@ int handoff_deliver(request_rec *r, handoff_wish *wish)
         retry_after(r, RETRY_AFTER_SECONDS);
         return HTTP_SERVICE_UNAVAILABLE;
     }
+    handoff_save_session(r);
     status = deliver(r, wish, &detach);
     if (status != 0) {
         handoff_detach_abandon(&detach);

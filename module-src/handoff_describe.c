@@ -151,12 +151,10 @@ static int collect_response_header(void *baton, const char *name, const char *va
     return collect_header(to->headers, name, value);
 }
 
-/* mod_headers does its work in a filter that the thrown-away response never reaches. An operator's
- * "Header set Access-Control-Allow-Origin" is meant for the stream too, so that filter is run once,
- * with nothing to pass and nobody behind it. */
-static void run_mod_headers(request_rec *r)
+/* Some modules do their work on the headers in a filter that the thrown-away response never reaches.
+ * That filter is run once, with nothing to pass and nobody behind it. */
+static void run_filter(request_rec *r, const char *name)
 {
-    static const char *const name = "fixup_headers_out";
     ap_filter_rec_t sink_rec;
     ap_filter_t sink;
     ap_filter_t copy;
@@ -187,6 +185,13 @@ static void run_mod_headers(request_rec *r)
     apr_brigade_destroy(nothing);
 }
 
+/* mod_session takes the new session out of a header of the application's (SessionHeader), which nobody
+ * else must see, and makes a cookie of it or keeps it. */
+void handoff_save_session(request_rec *r)
+{
+    run_filter(r, "mod_session_out");
+}
+
 /* What all the Connection headers of the application name, or NULL. */
 static const char *all_connection_options(request_rec *r)
 {
@@ -209,7 +214,8 @@ static const apr_array_header_t *application_headers(request_rec *r)
     /* On copies, so that an answer of our own is not given the operator's headers twice. */
     r->headers_out = apr_table_copy(r->pool, kept);
     r->err_headers_out = apr_table_copy(r->pool, err_kept);
-    run_mod_headers(r);
+    /* An operator's "Header set Access-Control-Allow-Origin" is meant for the stream too. */
+    run_filter(r, "fixup_headers_out");
 
     to.r = r;
     to.headers = apr_array_make(r->pool, 8, sizeof(handoff_header));
@@ -374,8 +380,10 @@ static int describe_envelope(request_rec *r, handoff_wish *wish,
     room = envelope.data_length + ENVELOPE_GUESS;
     bytes = apr_palloc(r->pool, room);
     size = handoff_envelope_write(&envelope, bytes, room);
-    if (size > HANDOFF_ENVELOPE_COMFORT && envelope.data_length > 0) {
-        /* Control bytes are six in JSON: 64 KiB of them would fill more than a socket takes. */
+    if (envelope.data_length > 0 && size > HANDOFF_WIRE_ALWAYS_FITS
+        && (size > HANDOFF_ENVELOPE_COMFORT || size > handoff_wire_limit())) {
+        /* Control bytes are six in JSON: 64 KiB of them would fill more than a socket takes. And a
+         * host may have sockets that take less than others do. */
         status = place_outside(r, wish, &envelope, result);
         if (status != 0) {
             return status;

@@ -16,11 +16,16 @@
 #include "handoff_wire.h"
 
 /* Data up to this size stands in the envelope, larger data goes beside it. Well below what a
- * socket takes (net.core.wmem_default, 212,992), so that headers have room too. */
+ * socket takes by default (net.core.wmem_default, 212,992), so that headers have room too. */
 #define HANDOFF_INLINE_DATA_MAX 65536
 
-/* Data also goes beside an envelope that would become larger than this. */
+/* Data also goes beside an envelope that would become larger than this, or than a socket takes where
+ * somebody made that less. */
 #define HANDOFF_ENVELOPE_COMFORT 131072
+
+/* Lets mod_session do its work, once for each wish: on the request's own headers, so that an answer of
+ * httpd's own, when the handoff fails, has its cookie too. */
+void handoff_save_session(request_rec *r);
 
 /* Builds the message for one target (NULL: an undeclared path); its bytes are in the request's
  * pool, its descriptors stay the wish's. Returns 0, or the HTTP status to answer with, which is

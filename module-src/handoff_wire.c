@@ -22,9 +22,6 @@
 /* The kernel keeps this much of SO_SNDBUF for itself (unix_dgram_sendmsg: len > sndbuf - 32). */
 #define SEQPACKET_OVERHEAD 32
 
-/* No socket's buffer is smaller (SOCK_MIN_SNDBUF in the kernel), so it need not be asked. */
-#define ALWAYS_FITS 4096
-
 /* The first pause between two attempts; each further one is twice as long. */
 #define FIRST_PAUSE_MS 10
 
@@ -246,6 +243,17 @@ static size_t message_limit(int fd)
     return (size_t)size - SEQPACKET_OVERHEAD;
 }
 
+size_t handoff_wire_limit(void)
+{
+    int fd = socket(AF_UNIX, SOCK_SEQPACKET | SOCK_CLOEXEC, 0);
+    size_t limit = fd >= 0 ? message_limit(fd) : 0;
+
+    if (fd >= 0) {
+        close(fd);
+    }
+    return limit > HANDOFF_WIRE_ALWAYS_FITS ? limit : HANDOFF_WIRE_ALWAYS_FITS;
+}
+
 static handoff_wire_outcome send_message(int fd, const handoff_wire_message *message,
                                          int64_t deadline, handoff_wire_report *report)
 {
@@ -253,7 +261,7 @@ static handoff_wire_outcome send_message(int fd, const handoff_wire_message *mes
     size_t sent = 0;
     int waits = 0;
 
-    if (message->length > ALWAYS_FITS) {
+    if (message->length > HANDOFF_WIRE_ALWAYS_FITS) {
         report->limit = message_limit(fd);
         if (message->length > report->limit) {
             report->error = EMSGSIZE;

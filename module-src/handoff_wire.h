@@ -80,6 +80,12 @@ typedef struct {
     long elapsed_us;              /* spent in here                                                */
 } handoff_wire_report;
 
+/* No fresh socket takes less (SOCK_MIN_SNDBUF in the kernel), so it need not be asked. */
+#define HANDOFF_WIRE_ALWAYS_FITS 4096
+
+/* The largest message that a fresh socket takes, as net.core.wmem_default says now. */
+size_t handoff_wire_limit(void);
+
 /* Builds the plain message: the application's bytes, or one NUL byte where there are none, and
  * the client's descriptor. */
 void handoff_wire_plain(handoff_wire_message *message, const void *data, size_t length,

@@ -33,7 +33,7 @@ def server(built: None, run_dir: Path) -> Iterator[Httpd]:
         others = ("status", "remoteip", "unique_id", "setenvif", "rewrite", "actions")
         httpd.start(f"""
 {httpd.load("headers", "status", "include", "filter", "deflate", "remoteip")}
-{httpd.load("unique_id", "setenvif", "rewrite", "actions")}
+{httpd.load("unique_id", "setenvif", "rewrite", "actions", "session", "session_cookie")}
 Listen 127.0.0.1:{port}
 Listen 127.0.0.1:{httpd.port("small")}
 Listen 127.0.0.1:{httpd.port("proxied")}
@@ -63,6 +63,7 @@ SocketHandoffTarget theirs unix:{ok}/theirs.sock user=65534 retries=0 maxfails=0
 SocketHandoffTarget llm unix:{ok}/llm.sock envelope=on retries=0 backup=llm-standby maxfails=0
 SocketHandoffTarget llm-standby unix:{ok}/standby.sock envelope=on retries=0 maxfails=0
 SocketHandoffTarget mixed unix:{ok}/mixed.sock envelope=on retries=0 backup=plain maxfails=0
+SocketHandoffTarget mixed2 unix:{ok}/mixed.sock envelope=on retries=0 backup=env maxfails=0
 SocketHandoffTarget flaky unix:{ok}/flaky.sock retries=0 timeout=200ms maxfails=3 retry=1500ms
 SocketHandoffTarget pair unix:{ok}/pair.sock retries=0 timeout=200ms maxfails=2 retry=2s backup=plain
 SocketHandoffTarget link unix:{ok}/link.sock retries=0 maxfails=1 retry=30s
@@ -88,6 +89,11 @@ SocketHandoffAllow All
     Header unset X-Secret
     Header set X-Handoff-Data stolen
     ErrorDocument 503 "come back later"
+</Location>
+<Location /session>
+    Session On
+    SessionCookieName session path=/;HttpOnly
+    SessionHeader X-Replace-Session
 </Location>
 <Location /deflate>
     SetOutputFilter DEFLATE
@@ -385,6 +391,31 @@ def test_what_mod_headers_adds_is_not_added_twice_where_the_handoff_fails(
     assert raw.lower().count(b"strict-transport-security:") == 1
     log.expect("handoff to llm failed", times=1)
     log.expect("handoff to llm-standby failed", times=1)
+
+
+@pytest.mark.parametrize("err", ["", "&err=1"])
+@pytest.mark.parametrize("by", ["env", "mixed2"])
+def test_a_new_session_becomes_a_cookie_and_is_told_to_nobody_else(
+    httpd: Httpd, at: Target, log: ErrorLog, err: str, by: str
+) -> None:
+    """mod_session takes it out of a header, in a filter that the response never reaches; also with a backup."""
+    with Daemon(at("env")) as daemon:
+        handoff = handed(httpd, daemon, f"/session?t={by}&set=X-Replace-Session:user%3Dalice&set=X-Own:2{err}")
+    told = handoff.envelope["response_headers"]  # type: ignore[attr-defined]
+    cookies = [value for name, value in told if name == "Set-Cookie"]
+    assert len(cookies) == 1 and cookies[0].startswith("session=") and "user=alice" in cookies[0]
+    assert {name for name, _ in told} <= {"Set-Cookie", "X-Own", "Cache-Control"}
+    if by == "mixed2":
+        log.expect("handoff to mixed2 failed")
+
+
+def test_a_new_session_becomes_a_cookie_where_the_handoff_fails(httpd: Httpd, log: ErrorLog) -> None:
+    with Client(httpd.port("main")) as client:
+        raw = client.get("/session?t=llm&set=X-Replace-Session:user%3Dalice&err=1", "Connection: close").rest()
+    assert b" 503 " in raw.splitlines()[0]
+    assert raw.count(b"Set-Cookie: session=") == 1 and b"X-Replace-Session" not in raw
+    log.expect("handoff to llm failed")
+    log.expect("handoff to llm-standby failed")
 
 
 def test_a_response_header_that_no_header_may_be_is_left_out(httpd: Httpd, at: Target, log: ErrorLog) -> None:
@@ -874,6 +905,7 @@ def test_trace2_tells_every_step_and_never_the_data(httpd: Httpd, at: Target, lo
     cookie = "Cookie: very-private"
     with Daemon(at("env")) as daemon:
         handed(httpd, daemon, "/t?t=env&d=confidential&set=Set-Cookie:very-private", cookie)
+    wait_until(lambda: bool(log.matching("client handed to")), "Apache's last line, written when the client is gone")
     lines = [line.split(": ", 2)[-1] for line in log.matching("socket_handoff:")]
     steps = [
         r"asked for a handoff to env with data in a header",
