@@ -25,6 +25,7 @@
  *   fail=N       end with an error bucket of that status instead of the end of the stream
  *   ret=N        return that status instead of ending the output
  *   after=N      end the output, and return that status all the same, as mod_proxy_fcgi does
+ *   crash=N      send itself that signal
  *   silent=1     write nothing, not even the end: leave that to httpd, as simple handlers do
  */
 
@@ -36,6 +37,7 @@
 #include "apr_lib.h"
 #include "apr_strings.h"
 
+#include <signal.h>
 #include <stdlib.h>
 #include <string.h>
 
@@ -151,6 +153,9 @@ static int handler(request_rec *r)
     ap_set_content_type(r, "text/plain");
     if (arg(r, "read") != NULL) {
         read_body(r);
+    }
+    if (arg(r, "crash") != NULL) {
+        raise((int)number(r, "crash"));
     }
     if (arg(r, "silent") != NULL) {
         return OK;

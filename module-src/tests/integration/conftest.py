@@ -218,7 +218,8 @@ def _make_site(httpd: Httpd) -> None:
 def built() -> None:
     """The module and its test handler, compiled from what lies here now."""
     build = BUILD.relative_to(ROOM) if BUILD.is_relative_to(ROOM) else BUILD
-    subprocess.run(["make", "-s", "-C", str(ROOM), f"B={build}", "all", f"{build}/mod_handoff_test.so"], check=True)
+    made = ["all", f"{build}/mod_handoff_test.so", f"{build}/small_buffers.so"]
+    subprocess.run(["make", "-s", "-C", str(ROOM), f"B={build}", *made], check=True)
 
 
 @pytest.fixture(scope="session")
@@ -254,12 +255,12 @@ def log(httpd: Httpd) -> ErrorLog:
 
 @pytest.fixture(autouse=True)
 def clean_error_log(request: pytest.FixtureRequest) -> Iterator[None]:
-    """A line of level warn or worse that the test did not expect fails it."""
+    """A line of level warn or worse, or a crash, that the test did not expect fails it. A line that comes too late for its
+    own test fails the next one."""
     if "httpd" not in request.fixturenames:
         yield
         return
     log: ErrorLog = request.getfixturevalue("log")
-    log.httpd.forget_log()
     yield
     reports = log.httpd.sanitizer_reports()
     assert not reports, reports

@@ -26,6 +26,7 @@ MPM = os.environ.get("MPM", "event")
 
 PROBLEM = re.compile(
     r":(warn|error|crit|alert|emerg)\b(?!.*AH(00161|00287|00484|10159):)"
+    r"|AH0005[01234]:|exit signal"  # a child that crashed, which httpd merely notices
     # UBSan. Not ours: memcpy of 0 bytes from nowhere, when a client hangs up before it has sent a line.
     r"|^(?!(mod_remoteip|buckets/apr_brigade)\.c:\d+:\d+: runtime error: null pointer passed).*: runtime error: "
 )
@@ -70,6 +71,7 @@ class Httpd:
     backend: int = field(default_factory=free_port)  # proxied to; a test may listen there
     binary: str = field(default_factory=lambda: f"{apxs('sbindir')}/{apxs('PROGNAME')}")
     modules: Path = field(default_factory=lambda: Path(apxs("LIBEXECDIR")))
+    extra_environment: dict[str, str] = field(default_factory=dict)
     _process: subprocess.Popen[bytes] | None = None
     _read: int = 0
 
@@ -139,6 +141,7 @@ class Httpd:
         what lies in a pool at exit is no leak, and the search would need ptrace."""
         return {
             **os.environ,
+            **self.extra_environment,
             "ASAN_OPTIONS": f"log_path={self.root}/reports/report:detect_leaks=0:detect_stack_use_after_return=1",
             "UBSAN_OPTIONS": "print_stacktrace=1:halt_on_error=0",  # beside ASan it knows no log_path: the error log
         }
@@ -191,8 +194,10 @@ class Httpd:
         if process is not None and process.stderr is not None:
             process.stderr.close()
         reports = self.sanitizer_reports()
+        late = [line for line in self.take_log() if "exit signal" in line]
         shutil.rmtree(self.root, ignore_errors=True)
         assert not reports, reports
+        assert not late, late
 
     def children(self) -> list[int]:
         assert self._process is not None
@@ -201,13 +206,15 @@ class Httpd:
         return [int(word) for word in text.split()]
 
     def idle(self) -> bool:
-        """No thread of a child runs; waiting for a client is no work."""
-        for pid in self.children():
+        """No thread of the server runs, waiting for a client is no work; and no child is dead without its parent having
+        said so."""
+        assert self._process is not None
+        for pid in [*self.children(), self._process.pid]:
             try:
                 threads = list(Path(f"/proc/{pid}/task").iterdir())
-                if any(re.search(r"\) [RD] ", (thread / "stat").read_text()) for thread in threads):
+                if any(re.search(r"\) [RDZX] ", (thread / "stat").read_text()) for thread in threads):
                     return False
-            except FileNotFoundError:
+            except (FileNotFoundError, ProcessLookupError):
                 return False
         return True
 
@@ -244,11 +251,17 @@ class Httpd:
         return lines[0]
 
     def new_log_lines(self) -> list[str]:
-        """The error log's lines since the last call of forget_log."""
+        """The error log's lines that take_log has not given yet."""
         return self.error_log()[self._read :].splitlines()
 
-    def forget_log(self) -> None:
-        self._read = len(self.error_log())
+    def take_log(self) -> list[str]:
+        """Those lines, once the server is quiet; what is written later is given next time, and lost by nobody."""
+        if self._process is not None and self._process.poll() is None:
+            wait_until(self.idle, "no thread of the server is running")
+        text = self.error_log()[self._read :]
+        whole = text[: text.rfind("\n") + 1]
+        self._read += len(whole)
+        return whole.splitlines()
 
 
 @dataclass(slots=True)
@@ -270,8 +283,9 @@ class ErrorLog:
         return lines[-1]
 
     def unexpected(self) -> list[str]:
+        """What the server complained about since this was last asked, and was not expected to."""
         return [
             line
-            for line in self.httpd.new_log_lines()
+            for line in self.httpd.take_log()
             if PROBLEM.search(line) and not any(p.search(line) for p in self.expected)
         ]

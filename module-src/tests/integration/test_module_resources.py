@@ -50,6 +50,19 @@ def test_ten_thousand_handoffs_leave_descriptors_and_memory_as_they_were(
     assert httpd.children() == children, "no child died"
 
 
+@pytest.mark.parametrize("signal", [11, 6])
+def test_a_child_that_crashes_would_fail_its_test(httpd: Httpd, log: ErrorLog, signal: int) -> None:
+    """httpd says so with the level notice only, when its main process looks next: the tests' own guard is tested."""
+    if signal == 11 and SANITIZED:
+        pytest.skip("NOT APPLICABLE: ASan reports that signal itself")
+    with Client(httpd.port("main")) as client:
+        client.get(f"/t?crash={signal}").expect_reset_or_fin()
+    crashes = log.unexpected()
+    assert len(crashes) == 1 and "exit signal" in crashes[0]
+    wait_until(lambda: len(httpd.children()) >= (WORKERS if httpd.mpm == "prefork" else 1), "another child")
+    assert fetch(httpd.port("main"), "/plain.html").status == 200
+
+
 def test_failed_handoffs_leak_no_descriptor(httpd: Httpd, uri: Uri, log: ErrorLog, run_dir: Path) -> None:
     link = run_dir / "ok" / "link.sock"
     link.symlink_to("d.sock")

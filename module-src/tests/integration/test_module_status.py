@@ -230,7 +230,7 @@ def test_a_version_with_another_layout_begins_anew(httpd: Httpd, answering: Daem
 
 
 def kill_one(httpd: Httpd) -> None:
-    """Kills a process as the kernel's out-of-memory killer would."""
+    """Kills a process as the kernel's out-of-memory killer would. (httpd says nothing of that one signal.)"""
     victim = httpd.children()[0]
     os.kill(victim, signal.SIGKILL)
     wait_until(lambda: victim not in httpd.children() and len(httpd.children()) >= 2, "the killed process is gone")
