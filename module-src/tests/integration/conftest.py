@@ -63,6 +63,9 @@ SocketHandoffAllowedPrefix {run}/ok/
     AddType text/html .shtml
     AddOutputFilter INCLUDES .shtml
 </Directory>
+<Files sent.bin>
+    EnableSendfile On
+</Files>
 <Directory {root}/htdocs/listed>
     AllowOverride None
     AllowOverrideList SocketHandoffEnabled SocketHandoffAllow
@@ -173,7 +176,8 @@ def _make_site(httpd: Httpd) -> None:
     (htdocs / "plain.html").write_text("plain page\n")
     (htdocs / "sorry.html").write_text("sorry page\n")
     (htdocs / "refused.html").write_text("refused page\n")
-    (htdocs / "big.bin").write_bytes(bytes(range(256)) * 12_000)
+    for name in ("big.bin", "sent.bin"):
+        (htdocs / name).write_bytes(bytes(range(256)) * 12_000)
     target = f"{httpd.run}/ok/d.sock"
     (htdocs / "page.shtml").write_text(f'before <!--#include virtual="/t?t={target}&d=included&body=3" --> after\n')
     for name in ("owner", "enabling", "asis", "asistype", "listed", "cached", "kept"):
@@ -255,8 +259,8 @@ def log(httpd: Httpd) -> ErrorLog:
 
 @pytest.fixture(autouse=True)
 def clean_error_log(request: pytest.FixtureRequest) -> Iterator[None]:
-    """A line of level warn or worse, or a crash, that the test did not expect fails it. A line that comes too late for its
-    own test fails the next one."""
+    """A line of level warn or worse, or a crash, that the test did not expect fails it. A line that comes too late for
+    its own test fails the next one."""
     if "httpd" not in request.fixturenames:
         yield
         return

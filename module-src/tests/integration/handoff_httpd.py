@@ -72,6 +72,7 @@ class Httpd:
     binary: str = field(default_factory=lambda: f"{apxs('sbindir')}/{apxs('PROGNAME')}")
     modules: Path = field(default_factory=lambda: Path(apxs("LIBEXECDIR")))
     extra_environment: dict[str, str] = field(default_factory=dict)
+    open_files: int = 0  # RLIMIT_NOFILE, 0: as many as the tests
     _process: subprocess.Popen[bytes] | None = None
     _read: int = 0
 
@@ -158,8 +159,9 @@ class Httpd:
 
     def start(self, config: str) -> None:
         path = self.write_config(config)
+        limit = ["sh", "-c", f'ulimit -n {self.open_files} && exec "$@"', "sh"] if self.open_files else []
         self._process = subprocess.Popen(
-            [self.binary, "-DFOREGROUND", "-f", str(path)],
+            [*limit, self.binary, "-DFOREGROUND", "-f", str(path)],
             env=self.environment(),
             stdin=subprocess.DEVNULL,
             stdout=subprocess.DEVNULL,

@@ -42,9 +42,7 @@ def httpd(server: Httpd) -> Httpd:
 
 @pytest.mark.parametrize("by", ["from=response-body&body={size}", "dn={size}"])
 @pytest.mark.parametrize("size", [4_000, 60_000, 64_500, 65_300, 65_536])
-def test_data_that_the_socket_does_not_take_comes_as_a_memfd(
-    httpd: Httpd, daemon: Daemon, size: int, by: str
-) -> None:
+def test_data_that_the_socket_does_not_take_comes_as_a_memfd(httpd: Httpd, daemon: Daemon, size: int, by: str) -> None:
     with Client(httpd.port("main")) as client:
         client.get(f"/t?t=env&{by.format(size=size)}")
         handoff = daemon.next()

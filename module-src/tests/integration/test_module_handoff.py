@@ -49,9 +49,11 @@ def test_a_later_request_of_a_keep_alive_connection_is_handed_off(httpd: Httpd, 
         assert client.get(uri(d="third")).rest() == response(b"data: third\n\n")
 
 
-def test_a_large_file_before_the_handoff_is_complete(httpd: Httpd, answering: Daemon, uri: Uri) -> None:
+@pytest.mark.parametrize("name", ["big.bin", "sent.bin"])
+def test_a_large_file_before_the_handoff_is_complete(httpd: Httpd, answering: Daemon, uri: Uri, name: str) -> None:
+    """Read by httpd, and sent by the kernel (EnableSendfile On)."""
     with Client(httpd.port("main")) as client:
-        big = client.get("/big.bin").answer()
+        big = client.get(f"/{name}").answer()
         assert big.body == bytes(range(256)) * 12_000
         assert client.get(uri(d="after")).rest() == response(b"data: after\n\n")
 

@@ -4,9 +4,7 @@
 from __future__ import annotations
 
 import contextlib
-import time
 from collections.abc import Callable
-from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
@@ -14,40 +12,6 @@ from handoff_httpd import SANITIZED, WORKERS, ErrorLog, Httpd, wait_until
 from handoff_standin import Client, Daemon, fetch, response
 
 Uri = Callable[..., str]
-
-
-MANY = 1000 if SANITIZED else 10_000
-
-
-def hand_off_many(httpd: Httpd, request: str, count: int) -> None:
-    expected = response(b"data: x\n\n")
-
-    def some(numbers: range) -> None:
-        for _ in numbers:
-            with Client(httpd.port("main")) as client:
-                assert client.get(request).rest() == expected
-
-    with ThreadPoolExecutor(WORKERS) as pool:
-        list(pool.map(some, [range(n, count, WORKERS) for n in range(WORKERS)]))
-
-
-def test_ten_thousand_handoffs_leave_descriptors_and_memory_as_they_were(
-    httpd: Httpd, answering: Daemon, uri: Uri
-) -> None:
-    """What httpd keeps for reuse is there after the first tenth; one leaked byte per handoff would be 10 KB, one leaked
-    pool 80 MB. What is measured is printed with -rP."""
-    children = httpd.children()
-    hand_off_many(httpd, uri(d="x"), MANY // 10)
-    wait_until(lambda: httpd.busy_workers() == 0, "the server is quiet")
-    descriptors, memory = httpd.descriptors(), httpd.resident_kib()
-    began = time.monotonic()
-    hand_off_many(httpd, uri(d="x"), MANY)
-    seconds = time.monotonic() - began
-    wait_until(lambda: httpd.descriptors() <= descriptors, f"back to {descriptors} descriptors")
-    grown = httpd.resident_kib() - memory
-    print(f"{httpd.mpm}: {MANY} handoffs in {seconds:.1f} s; descriptors {descriptors}, memory {grown:+} KiB")
-    assert SANITIZED or grown < 1024  # ASan keeps what was freed
-    assert httpd.children() == children, "no child died"
 
 
 @pytest.mark.parametrize("signal", [11, 6])

@@ -75,7 +75,7 @@ def closed(trace: Trace, number: int) -> bool:
     return any(re.search(rf"\bclose\({number}<", line) for line in lines[-50:])
 
 
-@pytest.mark.parametrize("kind", ["alone", "keepalive", "post", "pipelined"])
+@pytest.mark.parametrize("kind", ["alone", "keepalive", "post", "pipelined", "sendfile"])
 def test_after_the_message_apache_makes_one_call_on_the_client_and_that_takes_it_away(
     httpd: Httpd, daemon: Daemon, uri: Uri, trace: Trace, kind: str
 ) -> None:
@@ -84,6 +84,8 @@ def test_after_the_message_apache_makes_one_call_on_the_client_and_that_takes_it
             client.get("/plain.html").answer()
         if kind == "pipelined":
             client.get("/t")
+        if kind == "sendfile":
+            client.get("/sent.bin").answer()
         if kind == "post":
             client.post(uri(d="x"), b"body")
         else:
@@ -103,6 +105,7 @@ def test_after_the_message_apache_makes_one_call_on_the_client_and_that_takes_it
     _, _, after = split_at_sending(trace, inode)
 
     assert any(f"{number}<{inode}>" in line for line in before), "the trace shows the client's inode"
+    assert kind != "sendfile" or any(f"sendfile({number}<{inode}>" in line for line in before)
     touching = [line for line in after if inode in line]
     assert len(touching) == 1, touching
     assert re.search(rf"dup3\(\d+<socket:\[\d+\]>, {number}<{re.escape(inode)}>, O_CLOEXEC", touching[0]), touching
