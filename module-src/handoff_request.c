@@ -17,6 +17,7 @@
 #include <string.h>
 
 #include "handoff_config.h"
+#include "handoff_origin.h"
 
 APLOG_USE_MODULE(socket_handoff);
 
@@ -33,82 +34,9 @@ APLOG_USE_MODULE(socket_handoff);
 
 /* --- who may ask ----------------------------------------------------------------------------- */
 
-/* "proxy:fcgi://...", or "proxy:unix:/run/php/php-fpm.sock|fcgi://..." */
-static int is_fastcgi(const char *name)
-{
-    const char *scheme = name + strlen("proxy:");
-
-    if (!ap_cstr_casecmpn(scheme, "unix:", 5)) {
-        scheme = strchr(scheme, '|');
-        if (scheme == NULL) {
-            return 0;
-        }
-        scheme++;
-    }
-    return !ap_cstr_casecmpn(scheme, "fcgi://", 7);
-}
-
-/* The handler that will run. Where none is set, httpd makes one of the content type, but only after
- * it has asked us; what follows the type is not of its name. */
-static const char *handler_of(const request_rec *r)
-{
-    return r->handler != NULL ? r->handler : r->content_type != NULL ? r->content_type : "";
-}
-
-static int is_handler(const request_rec *r, const char *handler, const char *name)
-{
-    size_t length = strlen(name);
-
-    return strncmp(handler, name, length) == 0
-           && (handler[length] == '\0'
-               || (r->handler == NULL && (handler[length] == ';' || handler[length] == ' ')));
-}
-
-/* Handlers whose response headers somebody other than an application has written. */
-static const char *why_not_by_handler(const request_rec *r)
-{
-    const char *handler = handler_of(r);
-
-    /* Every request comes here, and nearly none goes further than to this one character. */
-    switch (handler[0]) {
-    case 's':
-    case 'h':
-        if (is_handler(r, handler, "send-as-is") || is_handler(r, handler, "httpd/send-as-is")) {
-            /* A file whose author wrote both the headers and the .htaccess that lets them speak. */
-            return "it came from a file (mod_asis); only applications may hand off";
-        }
-        break;
-    case 'r':
-        if (is_handler(r, handler, "reflector")) {
-            /* An .htaccess can make a response header of any of the client's. */
-            return "it came from the client (mod_reflector); only applications may hand off";
-        }
-        break;
-    default:
-        break;
-    }
-    return NULL;
-}
-
-/* What mod_proxy will connect to, or NULL where it has nothing to do with this request. It believes
- * a "proxy:" in the file name (ProxyPass, [P]) before one in the handler (SetHandler). */
-static const char *proxied_backend(const request_rec *r)
-{
-    if (r->proxyreq != PROXYREQ_NONE
-        || (r->filename != NULL && r->filename[0] == 'p' && !strncmp(r->filename, "proxy:", 6))) {
-        return r->filename != NULL ? r->filename : "";
-    }
-    if (r->handler != NULL && r->handler[0] == 'p'
-        && (!strncmp(r->handler, "proxy:", 6) || !strcmp(r->handler, "proxy-server"))) {
-        return r->handler;
-    }
-    return NULL;
-}
-
 const char *handoff_why_may_not_ask(const request_rec *r)
 {
-    const char *backend;
-    const char *why;
+    handoff_origin_names names;
 
     if (r->main != NULL) {
         return "it came from a subrequest; let the page itself hand off, not what it includes";
@@ -116,18 +44,23 @@ const char *handoff_why_may_not_ask(const request_rec *r)
     if (!handoff_dir_config_of(r)->enabled) {
         return "SocketHandoffEnabled is Off here; set it to On for this location";
     }
-    why = why_not_by_handler(r);
-    if (why != NULL) {
-        return why;
+    names.handler = r->handler;
+    names.content_type = r->content_type;
+    names.filename = r->filename;
+    names.is_proxied = r->proxyreq != PROXYREQ_NONE;
+    names.is_forward = r->proxyreq == PROXYREQ_PROXY;
+    switch (handoff_origin_of(&names)) {
+    case HANDOFF_ORIGIN_APPLICATION:
+        return NULL;
+    case HANDOFF_ORIGIN_FILE:
+        return "it came from a file (mod_asis); only applications may hand off";
+    case HANDOFF_ORIGIN_CLIENT:
+        return "it came from the client (mod_reflector); only applications may hand off";
+    case HANDOFF_ORIGIN_BACKEND:
+        break;
     }
-    backend = proxied_backend(r);
-    if (backend != NULL
-        && (r->proxyreq == PROXYREQ_PROXY || strncmp(backend, "proxy:", 6) != 0
-            || !is_fastcgi(backend))) {
-        return "it came from a proxied backend; of those only FastCGI ones (fcgi://) may hand off, "
-               "and not through a balancer";
-    }
-    return NULL;
+    return "it came from a proxied backend; of those only FastCGI ones (fcgi://) may hand off, "
+           "and not through a balancer";
 }
 
 /* --- which connections can be given away ----------------------------------------------------- */

@@ -10,6 +10,7 @@
  *   handoff_config   the directives
  *   handoff_filter   one request: take the headers, swallow the body, act at its end
  *   handoff_request  who may ask, which connections can be given away, what has to be read before
+ *   handoff_origin   whose headers they are, by the names of handlers
  *   handoff_deliver  one client to one target or its backup, and what went wrong
  *   handoff_describe the message, from httpd's view of the request
  *   handoff_envelope the message, as bytes

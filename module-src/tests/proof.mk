@@ -20,7 +20,7 @@ sanitize:
 # build/fuzz/ and is named. To keep what was learned: make fuzz-merge.
 FUZZ_CC            ?= clang
 SECONDS_PER_TARGET ?= 20
-FUZZERS := path option envelope wire
+FUZZERS := path option envelope wire origin
 
 .PHONY: fuzz fuzz-merge
 
