@@ -12,7 +12,7 @@
 static int begins_with(const char *text, const char *word)
 {
     for (; *word != '\0'; text++, word++) {
-        char c = *text >= 'A' && *text <= 'Z' ? (char)(*text + ('a' - 'A')) : *text;
+        int c = *text >= 'A' && *text <= 'Z' ? *text + ('a' - 'A') : *text;
 
         if (c != *word) {
             return 0;
