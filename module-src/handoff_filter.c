@@ -573,19 +573,20 @@ apr_status_t handoff_swallow(ap_filter_t *f, apr_bucket_brigade *bb)
     return APR_SUCCESS;
 }
 
-static int look_for_cache(apr_pool_t *pconf, apr_pool_t *plog, apr_pool_t *ptemp, server_rec *s)
+/* Modules are loaded by now, and none of this configuration's filters is in use yet. */
+static int begin_filters(apr_pool_t *pconf, apr_pool_t *plog, apr_pool_t *ptemp)
 {
     (void)pconf;
     (void)plog;
     (void)ptemp;
-    (void)s;
+    atomic_store_explicit(&known_harmless, NULL, memory_order_relaxed);
     cache_is_loaded = ap_find_linked_module("mod_cache.c") != NULL;
     return OK;
 }
 
 void handoff_filter_register(void)
 {
-    ap_hook_post_config(look_for_cache, NULL, NULL, APR_HOOK_MIDDLE);
+    ap_hook_pre_config(begin_filters, NULL, NULL, APR_HOOK_MIDDLE);
     take_handle = ap_register_output_filter("SOCKET_HANDOFF", take_filter, NULL,
                                             AP_FTYPE_RESOURCE - 1);
     strip_early_handle = ap_register_output_filter("SOCKET_HANDOFF_STRIP_EARLY", strip_filter, NULL,

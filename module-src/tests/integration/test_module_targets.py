@@ -29,8 +29,6 @@ def server(built: None, run_dir: Path) -> Iterator[Httpd]:
     (httpd.root / "htdocs" / "front").mkdir()
     try:
         port = httpd.port("main")
-        contents = ("headers", "include", "filter", "deflate")
-        others = ("status", "remoteip", "unique_id", "setenvif", "rewrite", "actions")
         httpd.start(f"""
 {httpd.load("headers", "status", "include", "filter", "deflate", "remoteip")}
 {httpd.load("unique_id", "setenvif", "rewrite", "actions", "session", "session_cookie")}
