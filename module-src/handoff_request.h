@@ -30,8 +30,9 @@ const char *handoff_why_may_not_ask(const request_rec *r);
 int handoff_refuse_connection(request_rec *r, handoff_result *result);
 
 /* Reads and throws away what the application left of the request's body, within bounds of bytes
- * and time. Not the body of a client that still waits for 100 Continue: it has sent nothing. *interrupted is watched meanwhile: httpd's input filters answer some errors by sending
- * an error bucket down the output filters, where we find it. */
+ * and time. Not the body of a client that still waits for 100 Continue: it has sent nothing.
+ * *interrupted is watched meanwhile: httpd's input filters answer some errors by sending an error
+ * bucket down the output filters, where we find it. */
 int handoff_drain_body(request_rec *r, const int *interrupted, handoff_result *result);
 
 /* Writes out what earlier, pipelined requests left in the connection's filters. */
@@ -41,8 +42,8 @@ int handoff_flush_connection(request_rec *r, handoff_result *result);
  * 100 Continue; -1 where it did not say how many. Valid after the drain. */
 apr_int64_t handoff_unread_body(const request_rec *r);
 
-/* Bytes behind the request that httpd read already, and nobody will see: a pipelined request. Exact:
- * all others are still in the socket. */
+/* Bytes behind the request that httpd read already, and nobody will see: a pipelined request.
+ * Exact: all others are still in the socket. */
 apr_size_t handoff_prefetched(request_rec *r, const handoff_detach *detach);
 
 #endif
