@@ -8,12 +8,15 @@ from __future__ import annotations
 import contextlib
 import os
 import socket
+import struct
 import time
 from collections.abc import MutableMapping
 
 _FIRST_FD = 3
 _STATES = frozenset(("READY", "RELOADING", "STOPPING"))
 _PATIENCE = 2.0
+# struct timeval. The shortest that the kernel knows, which makes one tick of it.
+_AT_ONCE = struct.pack("@ll", 0, 1)
 # Children must not believe that these speak of them.
 VARIABLES = ("NOTIFY_SOCKET", "LISTEN_FDS", "LISTEN_PID", "LISTEN_FDNAMES", "WATCHDOG_USEC", "WATCHDOG_PID")
 
@@ -64,7 +67,13 @@ def listen_fds(environ: MutableMapping[str, str]) -> list[int]:
 
 
 def listening_socket(fd: int) -> socket.socket:
-    """Wrap a listening AF_UNIX descriptor; raises ListenSocketError."""
+    """Wrap a listening AF_UNIX descriptor; raises ListenSocketError.
+
+    Accepting from it never waits for longer than a tick of the kernel, whatever becomes of O_NONBLOCK. All processes
+    share that flag, and systemd clears it when it starts a service without NonBlocking=yes (systemd.service(5)): the
+    workers of the supervisor before, who still accept then, would stand still in accept(2) with all their streams.
+    SO_RCVTIMEO (socket(7)) is the socket's own, and counts where the flag is not set.
+    """
     expected = "expected is a listening AF_UNIX socket (ListenSequentialPacket= or ListenStream= with a path)"
     try:
         sock = socket.socket(fileno=fd)
@@ -77,5 +86,6 @@ def listening_socket(fd: int) -> socket.socket:
     ):
         sock.detach()
         raise ListenSocketError(f"descriptor {fd} is another kind of socket: {expected}")
+    sock.setsockopt(socket.SOL_SOCKET, socket.SO_RCVTIMEO, _AT_ONCE)
     sock.setblocking(False)
     return sock

@@ -30,7 +30,8 @@ def start(daemon: Daemon, listening: socket.socket) -> None:
     daemon.socket = Path(listening.getsockname())
     daemon.environ["RUNTIME_DIRECTORY"] = str(daemon.directory)
     become = (
-        f"import os, sys\nos.dup2({listening.fileno()}, 3)\n"
+        # A unit without NonBlocking=yes makes the one flag that all have a blocking one.
+        f"import os, sys\nos.dup2({listening.fileno()}, 3)\nos.set_blocking(3, True)\n"
         "os.environ.update(LISTEN_FDS='1', LISTEN_PID=str(os.getpid()))\nos.execv(sys.executable, sys.argv[1:])"
     )
     command = [*daemon.command()[:1], "-c", become, *daemon.command("--config", str(daemon.config))]
@@ -96,6 +97,29 @@ def test_a_worker_that_is_retired_by_a_reload_stops_at_once(make_daemon: MakeDae
     assert (daemon.directory / "serving").read_text() == mark
     os.kill(old, signal.SIGINT)
     stream.finish()
+
+
+@pytest.mark.parametrize("kind", ["seqpacket", "stream"])
+def test_workers_do_not_stand_still_when_a_start_makes_their_socket_a_blocking_one(
+    make_daemon: MakeDaemon, kind: str
+) -> None:
+    """Whom a handoff woke that another has taken would wait in accept(2) for the next one, and its streams with it."""
+    daemon = make_daemon("[server]\nworkers = 4\n", kind=kind)
+    with socket.socket(socket.AF_UNIX, getattr(socket, f"SOCK_{kind.upper()}")) as listening:
+        listening.bind(str(daemon.directory / "kept.sock"))
+        listening.listen(64)
+        start(daemon, listening)
+        wait_for(lambda: len(daemon.workers()) == 4, "four workers")
+        # Each paces its events by its own worker, so one that stands still is seen by its streams.
+        streams = [daemon.hand(shaped(200, 100)) for _ in range(40)]
+        for stream in streams:
+            stream.read_until(b"data: ")
+        listening.setblocking(True)
+        for _ in range(100):
+            assert daemon.ask(shaped(2)).complete
+        # No handoff comes any more that would wake anybody.
+        for stream in streams:
+            assert stream.finish().complete
 
 
 def test_a_mark_that_cannot_be_read_is_none(tmp_path: Path) -> None:

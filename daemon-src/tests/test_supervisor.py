@@ -59,6 +59,7 @@ def start_as_systemd_does(daemon: Daemon, fd: int, count: int = 1) -> None:
     become = (
         "import os, sys\n"
         f"os.dup2({fd}, 3)\n"
+        "os.set_blocking(3, True)\n"
         f"os.environ.update(LISTEN_FDS='{count}', LISTEN_PID=str(os.getpid()))\n"
         "os.execv(sys.executable, sys.argv[1:])"
     )

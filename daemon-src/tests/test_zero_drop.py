@@ -44,7 +44,8 @@ class Host:
 
     def start(self) -> None:
         become = (
-            f"import os, sys\nos.dup2({self.listening.fileno()}, 3)\n"
+            # A unit without NonBlocking=yes makes the one flag that all have a blocking one.
+            f"import os, sys\nos.dup2({self.listening.fileno()}, 3)\nos.set_blocking(3, True)\n"
             "os.environ.update(LISTEN_FDS='1', LISTEN_PID=str(os.getpid()))\nos.execv(sys.executable, sys.argv[1:])"
         )
         command = [sys.executable, "-c", become, *self.daemon.command("--config", str(self.daemon.config))]
