@@ -44,7 +44,8 @@ def config(server: Httpd) -> str:
     several = (
         f"StartServers {PROCESSES}\nMinSpareServers {PROCESSES}\nMaxSpareServers {PROCESSES}\nMaxRequestWorkers 8\n"
         if server.mpm == "prefork"
-        else f"ServerLimit {PROCESSES}\nStartServers {PROCESSES}\nThreadsPerChild 4\n"
+        # Room in the scoreboard for the processes that a graceful restart leaves, or httpd says that it is full.
+        else f"ServerLimit {PROCESSES * 4}\nStartServers {PROCESSES}\nThreadsPerChild 4\n"
         f"MaxRequestWorkers {PROCESSES * 4}\nMinSpareThreads {PROCESSES * 4}\nMaxSpareThreads {PROCESSES * 4}\n"
     )
     return f"""
