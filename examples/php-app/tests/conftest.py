@@ -59,7 +59,7 @@ def start_server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[StartServ
                 break
         else:
             pytest.fail(f"php -S does not start: {log.read_text()}")
-        server = Server(port, directory / "config.php", sessions, log)
+        server = Server(port, directory / "config.php", sessions, log, process.pid)
         server.write_config()
         return server
 

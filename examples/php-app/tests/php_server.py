@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import http.client
 import json
+import os
 import subprocess
 import urllib.parse
 from collections.abc import Callable
@@ -115,6 +116,12 @@ class Server:
     config: Path
     sessions: Path
     log: Path
+    pid: int
+
+    def cpu_seconds(self) -> float:
+        """What the server's one process has computed since its start, which other processes do not lengthen."""
+        fields = Path(f"/proc/{self.pid}/stat").read_text().rpartition(")")[2].split()
+        return (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")  # utime and stime, proc(5)
 
     def client(self) -> Client:
         return Client(self.port)
