@@ -52,6 +52,7 @@ class Load:
 
     requests: int
     failures: dict[str, int]
+    reopened: int  # kept connections that the server closed while they were idle
     response_bytes: int
     seconds: float
     cpu_seconds: float

@@ -11,9 +11,13 @@
  * of its own and ends when the server's FIN has arrived; with "keep-alive" the connections stay and
  * a request ends with the last byte that Content-Length announced. A response counts only when it
  * begins with a 200 and ends with the body that everybody here answers; anything else is a failure.
+ * A server may close a kept connection whenever it is idle, and the event MPM does when all threads
+ * of a process are busy: a request that met the end of such a connection is sent again on a new one
+ * (RFC 9112, section 9.3.1), which is counted, and its latency is that of both.
  *
- * Prints one line of JSON: requests, failures by kind, seconds, the generator's own CPU seconds,
- * and latency in microseconds from connect(2) to the end of the response. One thread and one epoll.
+ * Prints one line of JSON: requests, failures by kind, how many kept connections were opened anew,
+ * seconds, the generator's own CPU seconds, and latency in microseconds from connect(2) to the end
+ * of the response. One thread and one epoll.
  *
  * After the server's FIN the client ends with RST (SO_LINGER 0). A FIN would be more polite, but
  * leaves a TIME_WAIT in the server, and in a connection-tracking firewall an entry for 120 s: at
@@ -54,6 +58,7 @@
 typedef struct {
     int fd;
     int sent;
+    int kept;                           /* fd has brought an answer before */
     size_t have;
     int64_t began;
     char response[MAX_RESPONSE];
@@ -67,7 +72,7 @@ static int epoll_fd, keep_alive;
 
 static uint32_t *latencies;             /* nanoseconds; 4.2 s and more are cut to that */
 static size_t latency_count, latency_room;
-static unsigned long failed_connect, failed_cut, failed_content, failed_late;
+static unsigned long failed_connect, failed_cut, failed_content, failed_late, reopened;
 static size_t response_bytes;
 
 static int64_t now_ns(void)
@@ -106,7 +111,7 @@ static void try_send(client *c)
     }
 }
 
-static int begin(client *c)
+static int open_connection(client *c)
 {
     static unsigned int turn;
     struct epoll_event event = { .events = EPOLLIN | EPOLLOUT | EPOLLET, .data.ptr = c };
@@ -114,14 +119,8 @@ static int begin(client *c)
     struct linger reset = { .l_onoff = 1, .l_linger = 0 };
     int on = 1;
 
-    c->have = 0;
     c->sent = 0;
-    c->began = now_ns();
-    if (c->fd >= 0) {
-        try_send(c);
-        failed_cut += !c->sent;
-        return c->sent;
-    }
+    c->kept = 0;
     c->fd = socket(AF_INET, SOCK_STREAM | SOCK_NONBLOCK | SOCK_CLOEXEC, 0);
     if (c->fd < 0) {
         die("socket");
@@ -143,6 +142,27 @@ static int begin(client *c)
     }
     try_send(c);
     return 1;
+}
+
+static int reopen(client *c)
+{
+    close(c->fd);
+    c->fd = -1;
+    reopened++;
+    return open_connection(c);
+}
+
+static int begin(client *c)
+{
+    c->have = 0;
+    c->began = now_ns();
+    if (c->fd < 0) {
+        return open_connection(c);
+    }
+    c->sent = 0;
+    c->kept = 1;
+    try_send(c);
+    return c->sent || reopen(c);
 }
 
 /* Whether these bytes are a whole 200 with the body that is expected. */
@@ -181,6 +201,18 @@ static progress finish(client *c, int right)
     return OVER;
 }
 
+/* The end of a connection, which errno or 0 bytes told of. */
+static progress on_end(client *c, int right)
+{
+    if (!right && c->kept && c->have == 0) {
+        return reopen(c) ? WAITING : OVER;
+    }
+    if (!right) {
+        *(c->have > 0 ? &failed_content : &failed_cut) += 1;
+    }
+    return finish(c, right);
+}
+
 static progress on_event(client *c)
 {
     if (!c->sent) {
@@ -203,19 +235,13 @@ static progress on_event(client *c)
             }
         }
         else if (n == 0) {
-            int right = !keep_alive && is_right(c);
-
-            if (!right) {
-                *(c->have > 0 ? &failed_content : &failed_cut) += 1;
-            }
-            return finish(c, right);
+            return on_end(c, !keep_alive && is_right(c));
         }
         else if (errno == EAGAIN) {
             return WAITING;
         }
         else {
-            failed_cut++;
-            return finish(c, 0);
+            return on_end(c, 0);
         }
     }
 }
@@ -322,9 +348,9 @@ int main(int argc, char **argv)
         mean += latencies[i] / 1000.0 / (double)latency_count;
     }
     printf("{\"requests\": %zu, \"failures\": {\"connect\": %lu, \"cut\": %lu, \"content\": %lu, "
-           "\"late\": %lu}, \"response_bytes\": %zu, \"seconds\": %.6f, \"cpu_seconds\": %.6f, "
+           "\"late\": %lu}, \"reopened\": %lu, \"response_bytes\": %zu, \"seconds\": %.6f, \"cpu_seconds\": %.6f, "
            "\"latency_us\": {\"mean\": %.1f, \"p50\": %.1f, \"p99\": %.1f, \"max\": %.1f}}\n",
-           latency_count, failed_connect, failed_cut, failed_content, failed_late, response_bytes,
+           latency_count, failed_connect, failed_cut, failed_content, failed_late, reopened, response_bytes,
            (double)(finished - start) / 1e9, cpu, mean, percentile_us(0.5), percentile_us(0.99),
            percentile_us(1));
     return 0;

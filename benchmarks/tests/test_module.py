@@ -4,8 +4,13 @@
 from __future__ import annotations
 
 import json
+import os
+import socket
 import subprocess
 import sys
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 import pytest
@@ -16,7 +21,7 @@ sys.path.insert(0, str(BENCHMARKS))
 
 from benchlib.figures import figure, ratio  # noqa: E402
 from benchlib.module import CONTENDERS, INSTRUCTION_ROWS, MPMS, QUICK, Bench  # noqa: E402
-from benchlib.tools import BenchmarkError  # noqa: E402
+from benchlib.tools import BenchmarkError, Generator, answer_body, build  # noqa: E402
 
 
 def test_a_figure_is_the_median_with_the_quartiles_as_its_spread() -> None:
@@ -74,3 +79,45 @@ def test_the_command_leaves_every_figure_of_every_contender_under_every_mpm(tmp_
     for contender in CONTENDERS:
         assert contender.key == "null" or report.count(f"| {contender.title}") >= len(MPMS), contender.key
     assert report.count("| met |") + report.count("| **missed** |") == 10 * len(MPMS)
+
+
+@contextmanager
+def closing_server(after: int) -> Iterator[int]:
+    """Answers on kept connections and closes each when it has read its `after`th request; yields the port."""
+    answer = answer_body()
+    whole = b"HTTP/1.1 200 OK\r\nContent-Length: %d\r\n\r\n%s" % (len(answer), answer)
+
+    def serve() -> None:
+        while True:
+            try:
+                connection, _ = listener.accept()
+            except OSError:
+                return
+            # The generator ends its connections by a reset.
+            with connection, suppress(ConnectionResetError):
+                for _ in range(after - 1):
+                    connection.recv(4096)
+                    connection.sendall(whole)
+                connection.recv(4096)
+
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+        thread = threading.Thread(target=serve)
+        thread.start()
+        try:
+            yield listener.getsockname()[1]
+        finally:
+            listener.shutdown(socket.SHUT_RDWR)
+            thread.join()
+
+
+def test_a_request_that_meets_the_end_of_a_kept_connection_is_sent_again() -> None:
+    build("module", module=False)
+    with closing_server(after=4) as port:
+        load = Generator(os.sched_getaffinity(0)).run(port, "/", connections=1, amount="30x", keep_alive=True)
+    assert (load.requests, load.reopened) == (30, 9)
+
+
+def test_a_connection_that_never_answered_is_a_failure() -> None:
+    build("module", module=False)
+    with closing_server(after=1) as port, pytest.raises(BenchmarkError, match="'cut': 1"):
+        Generator(os.sched_getaffinity(0)).run(port, "/", connections=1, amount="1x", keep_alive=True)
