@@ -18,7 +18,7 @@ APLOG_USE_MODULE(socket_handoff);
 #define DEFAULT_CONNECT_TIMEOUT_MS 150
 #define DEFAULT_SEND_TIMEOUT_MS 100
 #define DEFAULT_MAX_RETRIES 2
-#define DEFAULT_ALLOWED ""           /* canonical form of /var/run/ */
+#define DEFAULT_ALLOWED "run/"       /* canonical form of /var/run/ */
 
 #define DEFAULT_MAX_PAYLOAD 8388608 /* 8 MiB, more than any prompt                                */
 
@@ -167,7 +167,7 @@ const handoff_declared_target *handoff_find_target(const char *name_or_path)
     for (i = 0; i < all->nelts; i++) {
         const handoff_declared_target *target = APR_ARRAY_IDX(all, i, handoff_declared_target *);
 
-        if (!strcmp(target->socket.below, socket.below)) {
+        if (!strcmp(target->socket.place, socket.place)) {
             return target;
         }
     }
@@ -231,23 +231,33 @@ static const char *set_enabled(cmd_parms *cmd, void *dir_config, const char *arg
     return NULL;
 }
 
+/* The configuration of the original module may name any directory, and it goes on working. */
+static void warn_outside_run(cmd_parms *cmd, const char *arg, const char *place)
+{
+    if (!handoff_place_is_run(place)) {
+        ap_log_error(APLOG_MARK, APLOG_WARNING | APLOG_STARTUP, 0, cmd->server,
+                     "%s \"%s\": is outside /run; whoever may create a socket there is given "
+                     "clients, so no directory of this path may be writable for others, and none "
+                     "may be a symlink", cmd->cmd->name, ap_escape_logitem(cmd->pool, arg));
+    }
+}
+
 static const char *add_prefix(cmd_parms *cmd, void *dir_config, const char *arg)
 {
     handoff_server_config *config = ap_get_module_config(cmd->server->module_config,
                                                          &socket_handoff_module);
     char *text = apr_pstrdup(cmd->pool, arg);
-    const char *below = NULL;
+    const char *place = NULL;
     handoff_path_verdict verdict;
 
     (void)dir_config;
     /* The original takes doubled slashes for one, and its last line for the only one. */
     ap_no2slash(text);
-    verdict = handoff_prefix_parse(text, &below);
+    verdict = handoff_prefix_parse(text, &place);
     if (verdict != HANDOFF_PATH_OK) {
-        return apr_psprintf(cmd->pool, "%s \"%s\": %s; must be /run, /var/run or an absolute path "
-                            "below them without empty, \".\" or \"..\" components, such as /run/ "
-                            "or /run/streaming-daemon.sock; let the daemon listen below /run and "
-                            "name that place here",
+        return apr_psprintf(cmd->pool, "%s \"%s\": %s; must be the absolute path of a socket, or of "
+                            "a directory other than \"/\", without empty, \".\" or \"..\" "
+                            "components; write /run/streaming-daemon.sock or /run/",
                             cmd->cmd->name, ap_escape_logitem(cmd->pool, arg),
                             handoff_path_reason(verdict));
     }
@@ -256,7 +266,8 @@ static const char *add_prefix(cmd_parms *cmd, void *dir_config, const char *arg)
         config->prefixes_line = cmd->directive;
         config->prefixes_set = 1;
     }
-    APR_ARRAY_PUSH(config->prefixes, const char *) = below;
+    warn_outside_run(cmd, arg, place);
+    APR_ARRAY_PUSH(config->prefixes, const char *) = place;
     return NULL;
 }
 
@@ -418,11 +429,10 @@ static const char *declare_target(cmd_parms *cmd, void *dir_config, int argc, ch
     if (verdict != HANDOFF_PATH_OK) {
         return bad_target(cmd, name, argv[1],
                           apr_psprintf(cmd->pool, "%s; must be unix: and the absolute path of a "
-                                       "socket below /run or /var/run without empty, \".\" or "
-                                       "\"..\" components, such as "
-                                       "unix:/run/streaming-daemon.sock; let the daemon listen "
-                                       "there", handoff_path_reason(verdict)));
+                                       "socket without empty, \".\" or \"..\" components; "
+                                       "write unix:/run/streaming-daemon.sock", handoff_path_reason(verdict)));
     }
+    warn_outside_run(cmd, argv[1], target->socket.place);
     handoff_options_init(&options);
     for (i = 2; i < argc; i++) {
         const char *text = apr_pstrdup(cmd->pool, argv[i]);
@@ -603,7 +613,7 @@ const command_rec handoff_directives[] = {
     AP_INIT_TAKE1("SocketHandoffEnabled", set_enabled, NULL, RSRC_CONF | ACCESS_CONF,
                   "On or Off: whether applications here may hand off their client (default On)"),
     AP_INIT_ITERATE("SocketHandoffAllowedPrefix", add_prefix, NULL, RSRC_CONF,
-                    "Directories or sockets below /run that may be handed to (default /var/run/)"),
+                    "Sockets, or directories of sockets, that may be handed to (default /var/run/)"),
     AP_INIT_TAKE1("SocketHandoffConnectTimeoutMs", set_connect_timeout, NULL, RSRC_CONF,
                   "Milliseconds for reaching the daemon, retries included (default 150)"),
     AP_INIT_TAKE1("SocketHandoffSendTimeoutMs", set_send_timeout, NULL, RSRC_CONF,

@@ -19,10 +19,6 @@
 #include <sys/syscall.h>
 #include <unistd.h>
 
-#define RUN_DIRECTORY "/run"
-
-static const char *const spellings[] = { "/run", "/var/run" };
-
 const char *handoff_path_reason(handoff_path_verdict verdict)
 {
     switch (verdict) {
@@ -31,7 +27,6 @@ const char *handoff_path_reason(handoff_path_verdict verdict)
     case HANDOFF_PATH_RELATIVE:      return "is not absolute";
     case HANDOFF_PATH_TOO_LONG:      return "is too long";
     case HANDOFF_PATH_CONTROL_BYTE:  return "contains a control byte";
-    case HANDOFF_PATH_OUTSIDE_RUN:   return "is not below /run or /var/run";
     case HANDOFF_PATH_BAD_COMPONENT: return "has an empty, \".\" or \"..\" component";
     case HANDOFF_PATH_NOT_PERMITTED: return "is below no SocketHandoffAllowedPrefix";
     case HANDOFF_PATH_NO_SCHEME:     return "does not begin with " HANDOFF_TARGET_SCHEME;
@@ -39,29 +34,20 @@ const char *handoff_path_reason(handoff_path_verdict verdict)
     return "is not understood";
 }
 
-/* The part of text below one of the two spellings, without its slash; NULL when it is elsewhere. */
-static const char *strip_run(const char *text)
+/* Whether path is prefix itself or lies below it; a match ends at a component's border. */
+static int covers(const char *prefix, const char *path)
 {
-    size_t i;
+    size_t len = strlen(prefix);
 
-    for (i = 0; i < sizeof(spellings) / sizeof(spellings[0]); i++) {
-        size_t len = strlen(spellings[i]);
-
-        if (strncmp(text, spellings[i], len) == 0) {
-            if (text[len] == '\0') {
-                return text + len;
-            }
-            if (text[len] == '/') {
-                return text + len + 1;
-            }
-        }
+    if (strncmp(path, prefix, len) != 0) {
+        return 0;
     }
-    return NULL;
+    return prefix[len - 1] == '/' || path[len] == '\0' || path[len] == '/';
 }
 
-static handoff_path_verdict check_components(const char *below)
+static handoff_path_verdict check_components(const char *place)
 {
-    const char *part = below;
+    const char *part = place;
 
     for (;;) {
         size_t len = strcspn(part, "/");
@@ -84,8 +70,9 @@ static handoff_path_verdict check_components(const char *below)
     }
 }
 
-static handoff_path_verdict parse(const char *text, const char **below)
+static handoff_path_verdict parse(const char *text, const char **place)
 {
+    static const char alias[] = "/var/run";
     const char *byte;
 
     if (text[0] == '\0') {
@@ -102,50 +89,35 @@ static handoff_path_verdict parse(const char *text, const char **below)
     if (text[0] != '/') {
         return HANDOFF_PATH_RELATIVE;
     }
-    *below = strip_run(text);
-    if (*below == NULL) {
-        return HANDOFF_PATH_OUTSIDE_RUN;
+    if (text[1] == '\0') {
+        return HANDOFF_PATH_EMPTY;
     }
-    if (**below == '\0') {
-        return HANDOFF_PATH_OK;
-    }
-    return check_components(*below);
+    *place = text + (covers(alias, text) ? strlen("/var/") : strlen("/"));
+    return check_components(*place);
 }
 
-handoff_path_verdict handoff_prefix_parse(const char *text, const char **below)
+handoff_path_verdict handoff_prefix_parse(const char *text, const char **place)
 {
-    return parse(text, below);
+    return parse(text, place);
 }
 
-/* Whether path is prefix itself or lies below it; a match ends at a component's border. */
-static int covers(const char *prefix, const char *path)
+int handoff_place_is_run(const char *place)
 {
-    size_t len = strlen(prefix);
-
-    if (len == 0) {
-        return 1;
-    }
-    if (prefix[len - 1] == '/') {
-        return strncmp(path, prefix, len) == 0;
-    }
-    return strncmp(path, prefix, len) == 0 && (path[len] == '\0' || path[len] == '/');
+    return covers("run", place);
 }
 
 handoff_path_verdict handoff_socket_parse(const char *text, handoff_target *target)
 {
-    const char *below = NULL;
-    handoff_path_verdict verdict = parse(text, &below);
+    const char *place = NULL;
+    handoff_path_verdict verdict = parse(text, &place);
 
     if (verdict != HANDOFF_PATH_OK) {
         return verdict;
     }
-    if (below[0] == '\0') {
-        return HANDOFF_PATH_EMPTY;
-    }
-    if (below[strlen(below) - 1] == '/') {
+    if (place[strlen(place) - 1] == '/') {
         return HANDOFF_PATH_BAD_COMPONENT;
     }
-    target->below = below;
+    target->place = place;
     return HANDOFF_PATH_OK;
 }
 
@@ -176,7 +148,7 @@ handoff_path_verdict handoff_target_resolve(const char *text, const handoff_targ
         return verdict;
     }
     for (i = 0; i < policy->count; i++) {
-        if (covers(policy->prefixes[i], found.below)) {
+        if (covers(policy->prefixes[i], found.place)) {
             *target = found;
             return HANDOFF_PATH_OK;
         }
@@ -485,10 +457,10 @@ static int check_kind(int fd, int last)
     return S_ISDIR(st.st_mode) ? 0 : ENOTDIR;
 }
 
-int handoff_target_open_at(int dirfd, const char *below)
+int handoff_target_open_at(int dirfd, const char *place)
 {
     char name[NAME_MAX + 1];
-    const char *part = below;
+    const char *part = place;
     int parent = -1;
 
     for (;;) {
@@ -527,7 +499,7 @@ int handoff_target_open_at(int dirfd, const char *below)
 
 /* The same in one call where the kernel can (openat2(2), Linux 5.6): no symlink anywhere on the way.
  * Returns -1 with ENOSYS where it cannot, or where a sandbox does not let us ask. */
-static int open_at_once(const char *below)
+static int open_at_once(const char *place)
 {
     struct open_how how = { .flags = O_PATH | O_NOFOLLOW | O_CLOEXEC,
                             .resolve = RESOLVE_NO_SYMLINKS | RESOLVE_NO_MAGICLINKS };
@@ -535,7 +507,7 @@ static int open_at_once(const char *below)
     int fd;
     int err;
 
-    if (snprintf(path, sizeof(path), RUN_DIRECTORY "/%s", below) >= (int)sizeof(path)) {
+    if (snprintf(path, sizeof(path), "/%s", place) >= (int)sizeof(path)) {
         errno = ENAMETOOLONG;
         return -1;
     }
@@ -557,23 +529,23 @@ static int open_at_once(const char *below)
 
 static int open_step_by_step(const handoff_target *target)
 {
-    int run = open(RUN_DIRECTORY, O_PATH | O_DIRECTORY | O_NOFOLLOW | O_CLOEXEC);
+    int root = open("/", O_PATH | O_DIRECTORY | O_CLOEXEC);
     int fd;
     int err;
 
-    if (run < 0) {
+    if (root < 0) {
         return -1;
     }
-    fd = handoff_target_open_at(run, target->below);
+    fd = handoff_target_open_at(root, target->place);
     err = errno;
-    close(run);
+    close(root);
     errno = err;
     return fd;
 }
 
 int handoff_target_open(const handoff_target *target)
 {
-    int fd = open_at_once(target->below);
+    int fd = open_at_once(target->place);
 
     return fd >= 0 || errno != ENOSYS ? fd : open_step_by_step(target);
 }

@@ -11,9 +11,9 @@
  * unit tests can link it alone. Everything here is pure or touches the file system through
  * descriptors only.
  *
- * A path has two spellings, /run/x and /var/run/x (one is a symlink to the other on every system
- * we support), and one canonical form: the part below that directory ("x"), always a pointer into
- * the caller's string. All comparing and opening is done on the canonical form.
+ * /run/x has another spelling, /var/run/x (one is a symlink to the other on every system we
+ * support). The canonical form of a path is the first without its leading slash ("run/x"), always
+ * a pointer into the caller's string. All comparing and opening is done on the canonical form.
  */
 
 #include <stddef.h>
@@ -27,11 +27,10 @@
 
 typedef enum {
     HANDOFF_PATH_OK,
-    HANDOFF_PATH_EMPTY,           /* nothing there, or only the directory where a socket is needed */
+    HANDOFF_PATH_EMPTY,           /* nothing there, or only the root directory                    */
     HANDOFF_PATH_RELATIVE,        /* does not begin with a slash                                   */
     HANDOFF_PATH_TOO_LONG,        /* longer than PATH_MAX, or a component longer than NAME_MAX     */
     HANDOFF_PATH_CONTROL_BYTE,    /* a byte below 0x20 or 0x7f                                     */
-    HANDOFF_PATH_OUTSIDE_RUN,     /* not below /run or /var/run                                    */
     HANDOFF_PATH_BAD_COMPONENT,   /* an empty, "." or ".." component                               */
     HANDOFF_PATH_NOT_PERMITTED,   /* well-formed, but below none of the allowed prefixes           */
     HANDOFF_PATH_NO_SCHEME        /* does not begin with unix:                                    */
@@ -45,15 +44,19 @@ typedef struct {
 
 /* One socket that a request may be handed to. */
 typedef struct {
-    const char *below;            /* canonical form, points into the string that was resolved */
+    const char *place;            /* canonical form, points into the string that was resolved */
 } handoff_target;
 
 /* The verdict in words that complete "the path ...". Static. */
 const char *handoff_path_reason(handoff_path_verdict verdict);
 
-/* Takes an operator's prefix apart. "/run", "/run/", "/run/llm", "/run/llm/" and "/run/a.sock" are
- * all good; on HANDOFF_PATH_OK *below is the canonical form. */
-handoff_path_verdict handoff_prefix_parse(const char *text, const char **below);
+/* Takes an operator's prefix apart. "/run", "/run/", "/srv/llm", "/run/llm/" and "/run/a.sock" are
+ * all good; on HANDOFF_PATH_OK *place is the canonical form. */
+handoff_path_verdict handoff_prefix_parse(const char *text, const char **place);
+
+/* Whether a canonical form lies in the runtime directory of the system, where every directory
+ * belongs to root or to one service. */
+int handoff_place_is_run(const char *place);
 
 /* Finds the target that an application named and checks that the policy permits it. */
 handoff_path_verdict handoff_target_resolve(const char *text, const handoff_target_policy *policy,
@@ -64,7 +67,7 @@ handoff_path_verdict handoff_target_resolve(const char *text, const handoff_targ
 handoff_path_verdict handoff_address_parse(const char *text, const char **path,
                                            handoff_target *target);
 
-/* The same for a bare path: any socket below /run, whatever the policy says. */
+/* The same for a bare path, whatever the policy says. */
 handoff_path_verdict handoff_socket_parse(const char *text, handoff_target *target);
 
 /* Whether a target may be called that: a letter or digit, then up to 63 letters, digits, ".", "_"
@@ -99,12 +102,12 @@ const char *handoff_option_parse(const char *text, handoff_target_options *optio
 const char *handoff_options_check(const handoff_target_options *options);
 
 /* Opens the socket's name (O_PATH), following no symlink: in one call where the kernel has
- * openat2(2), otherwise component by component from /run. Either way what was checked is what gets
+ * openat2(2), otherwise component by component from the root. Either way what was checked is what gets
  * connected. Returns a descriptor for /proc/self/fd, or -1 with errno: ELOOP a symlink, ENOTDIR or
  * ENOTSOCK something of the wrong kind in the way, otherwise whatever open(2) says. */
 int handoff_target_open(const handoff_target *target);
 
 /* That walk, from an open directory. */
-int handoff_target_open_at(int dirfd, const char *below);
+int handoff_target_open_at(int dirfd, const char *place);
 
 #endif

@@ -3,7 +3,7 @@
  */
 
 /* Two lines: a prefix as an operator writes it, and a path as an application names it. Whatever is
- * accepted lies below /run, goes nowhere else on the way, and is covered by the prefix. */
+ * accepted goes nowhere else on the way and is covered by the prefix. */
 
 #define _POSIX_C_SOURCE 200809L
 
@@ -12,14 +12,14 @@
 #include "handoff_target.h"
 
 /* By another way than the parser's: cut at slashes, look at each part. */
-static void promise_harmless(const char *below)
+static void promise_harmless(const char *place)
 {
-    char *copy = strdup(below);
+    char *copy = strdup(place);
     char *part = copy;
     char *slash;
 
     PROMISE(copy != NULL);
-    PROMISE(below[0] != '\0' && below[0] != '/');
+    PROMISE(place[0] != '\0' && place[0] != '/');
     do {
         slash = strchr(part, '/');
         if (slash != NULL) {
@@ -35,60 +35,65 @@ static void promise_harmless(const char *below)
     free(copy);
 }
 
-static void promise_below_run(const char *text, const char *below)
+static void promise_canonical(const char *text, const char *place)
 {
-    PROMISE(is_within(below, text));
-    PROMISE(strncmp(text, "/run/", 5) == 0 ? below == text + 5
-            : strncmp(text, "/var/run/", 9) == 0 && below == text + 9);
+    int alias = strcmp(text, "/var/run") == 0 || strncmp(text, "/var/run/", 9) == 0;
+
+    PROMISE(is_within(place, text));
+    PROMISE(text[0] == '/' && place == text + (alias ? 5 : 1));
+    PROMISE(handoff_place_is_run(place)
+            == (strcmp(place, "run") == 0 || strncmp(place, "run/", 4) == 0));
 }
 
 static void promise_covered(const char *prefix, const char *path)
 {
     size_t length = strlen(prefix);
 
-    while (length > 0 && prefix[length - 1] == '/') {
+    while (prefix[length - 1] == '/') {
         length--;
     }
     PROMISE(strncmp(prefix, path, length) == 0);
-    PROMISE(length == 0 || path[length] == '\0' || path[length] == '/');
+    PROMISE(path[length] == '\0' || path[length] == '/');
 }
 
 int LLVMFuzzerTestOneInput(const uint8_t *data, size_t size)
 {
-    static const char *everywhere[] = { "" };
     fuzz_input in = { data, size };
     char *prefix = take_line(&in);
     char *text = take_line(&in);
-    const char *below = NULL;
+    const char *place = NULL;
     const char *path = NULL;
     handoff_target target = { NULL };
     handoff_target address = { NULL };
-    handoff_target_policy policy = { everywhere, 1 };
+    handoff_target_policy policy = { NULL, 0 };
     int good;
 
-    if (handoff_prefix_parse(prefix, &below) == HANDOFF_PATH_OK) {
-        PROMISE(is_within(below, prefix));
-        policy.prefixes = &below;
+    if (handoff_prefix_parse(prefix, &place) == HANDOFF_PATH_OK) {
+        PROMISE(is_within(place, prefix));
+        policy.prefixes = &place;
+        policy.count = 1;
     }
     if (handoff_target_resolve(text, &policy, &target) == HANDOFF_PATH_OK) {
-        promise_below_run(text, target.below);
-        promise_harmless(target.below);
-        promise_covered(policy.prefixes[0], target.below);
+        PROMISE(policy.count == 1);
+        promise_canonical(text, target.place);
+        promise_harmless(target.place);
+        promise_covered(policy.prefixes[0], target.place);
     }
 
     /* The policy only takes away. */
     good = handoff_socket_parse(text, &target) == HANDOFF_PATH_OK;
     if (good) {
-        promise_below_run(text, target.below);
-        promise_harmless(target.below);
+        promise_canonical(text, target.place);
+        promise_harmless(target.place);
+        policy.prefixes = &target.place;
+        policy.count = 1;
+        PROMISE(handoff_target_resolve(text, &policy, &address) == HANDOFF_PATH_OK);
     }
-    policy.prefixes = everywhere;
-    PROMISE(good == (handoff_target_resolve(text, &policy, &address) == HANDOFF_PATH_OK));
 
     if (handoff_address_parse(text, &path, &address) == HANDOFF_PATH_OK) {
         PROMISE(strncmp(text, "unix:", 5) == 0 && path == text + 5);
-        promise_below_run(path, address.below);
-        promise_harmless(address.below);
+        promise_canonical(path, address.place);
+        promise_harmless(address.place);
     }
     if (handoff_name_is_good(text)) {
         PROMISE(text[0] != '\0' && strlen(text) <= 64);

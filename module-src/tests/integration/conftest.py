@@ -158,6 +158,11 @@ Listen 127.0.0.1:{port("narrow")}
     SocketHandoffAllowedPrefix {run}/ok/only.sock
 </VirtualHost>
 
+Listen 127.0.0.1:{port("outside")}
+<VirtualHost 127.0.0.1:{port("outside")}>
+    SocketHandoffAllowedPrefix {root}/sockets/
+</VirtualHost>
+
 Listen 127.0.0.1:{port("hasty")}
 <VirtualHost 127.0.0.1:{port("hasty")}>
     RequestReadTimeout header=10 body=1
@@ -178,6 +183,7 @@ def _make_site(httpd: Httpd) -> None:
     (htdocs / "refused.html").write_text("refused page\n")
     for name in ("big.bin", "sent.bin"):
         (htdocs / name).write_bytes(bytes(range(256)) * 12_000)
+    (httpd.root / "sockets").mkdir()
     target = f"{httpd.run}/ok/d.sock"
     (htdocs / "page.shtml").write_text(f'before <!--#include virtual="/t?t={target}&d=included&body=3" --> after\n')
     for name in ("owner", "enabling", "asis", "asistype", "listed", "cached", "kept"):
@@ -228,7 +234,7 @@ def built() -> None:
 
 @pytest.fixture(scope="session")
 def run_dir() -> Iterator[Path]:
-    """A directory of our own below /run, where alone sockets may be."""
+    """A directory of our own below /run, where the default prefix lets sockets be."""
     parent = writable_run()
     if parent is None:
         pytest.skip("NOTHING TESTED: neither /run nor /run/user/<uid> is writable for this user")

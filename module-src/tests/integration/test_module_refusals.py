@@ -27,8 +27,9 @@ Uri = Callable[..., str]
 @pytest.mark.parametrize(
     ("path", "reason"),
     [
-        ("/tmp/d.sock", "is not below /run"),
-        ("/etc/passwd", "is not below /run"),
+        ("/tmp/d.sock", "is below no SocketHandoffAllowedPrefix"),
+        ("/etc/passwd", "is below no SocketHandoffAllowedPrefix"),
+        ("/", "names no socket"),
         ("{run}/elsewhere/d.sock", "is below no SocketHandoffAllowedPrefix"),
         ("{run}/okay.sock", "is below no SocketHandoffAllowedPrefix"),
         ("{run}/ok/../elsewhere/d.sock", 'has an empty, "." or ".." component'),
@@ -141,6 +142,18 @@ def test_a_virtual_host_may_narrow_the_prefix_to_one_socket(
         assert fetch(httpd.port("narrow"), uri(d="x")).status == 403
     log.expect("is below no SocketHandoffAllowedPrefix")
     assert daemon.count == 0
+
+
+def test_a_prefix_outside_run_permits_what_it_names_and_is_warned_of(httpd: Httpd, uri: Uri, log: ErrorLog) -> None:
+    """As the configuration of the original module may have it."""
+    place = httpd.root / "sockets"
+    with Daemon(place / "d.sock", answer=answer_ok) as daemon:
+        assert fetch(httpd.port("outside"), uri(t=daemon.path, d="x")).status == 200
+        assert fetch(httpd.port("main"), uri(t=daemon.path, d="x")).status == 403
+    log.expect("is below no SocketHandoffAllowedPrefix")
+    warned = httpd.configtest(f"SocketHandoffAllowedPrefix {place}/").stderr
+    assert f'SocketHandoffAllowedPrefix "{place}/": is outside /run; whoever may create a socket there' in warned
+    assert "outside /run" not in httpd.configtest("SocketHandoffAllowedPrefix /run /var/run/x").stderr
 
 
 # --- daemons ----------------------------------------------------------------------------------

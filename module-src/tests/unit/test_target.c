@@ -31,29 +31,29 @@ static void prefixes_are_parsed(void)
     static const struct {
         const char *text;
         handoff_path_verdict verdict;
-        const char *below;
+        const char *place;
     } cases[] = {
-        { "/run", HANDOFF_PATH_OK, "" },
-        { "/run/", HANDOFF_PATH_OK, "" },
-        { "/var/run", HANDOFF_PATH_OK, "" },
-        { "/var/run/", HANDOFF_PATH_OK, "" },
-        { "/run/llm", HANDOFF_PATH_OK, "llm" },
-        { "/var/run/llm/", HANDOFF_PATH_OK, "llm/" },
-        { "/run/a.sock", HANDOFF_PATH_OK, "a.sock" },
-        { "/run/...", HANDOFF_PATH_OK, "..." },
-        { "/run/.hidden/..x", HANDOFF_PATH_OK, ".hidden/..x" },
-        { "/run/a b", HANDOFF_PATH_OK, "a b" },
+        { "/run", HANDOFF_PATH_OK, "run" },
+        { "/run/", HANDOFF_PATH_OK, "run/" },
+        { "/var/run", HANDOFF_PATH_OK, "run" },
+        { "/var/run/", HANDOFF_PATH_OK, "run/" },
+        { "/run/llm", HANDOFF_PATH_OK, "run/llm" },
+        { "/var/run/llm/", HANDOFF_PATH_OK, "run/llm/" },
+        { "/run/a.sock", HANDOFF_PATH_OK, "run/a.sock" },
+        { "/run/...", HANDOFF_PATH_OK, "run/..." },
+        { "/run/.hidden/..x", HANDOFF_PATH_OK, "run/.hidden/..x" },
+        { "/run/a b", HANDOFF_PATH_OK, "run/a b" },
         { "", HANDOFF_PATH_EMPTY, NULL },
         { "run/llm", HANDOFF_PATH_RELATIVE, NULL },
         { "./run", HANDOFF_PATH_RELATIVE, NULL },
-        { "/", HANDOFF_PATH_OUTSIDE_RUN, NULL },
-        { "/tmp/", HANDOFF_PATH_OUTSIDE_RUN, NULL },
-        { "/var", HANDOFF_PATH_OUTSIDE_RUN, NULL },
-        { "/var/", HANDOFF_PATH_OUTSIDE_RUN, NULL },
-        { "/runx", HANDOFF_PATH_OUTSIDE_RUN, NULL },
-        { "/runx/a", HANDOFF_PATH_OUTSIDE_RUN, NULL },
-        { "//run/a", HANDOFF_PATH_OUTSIDE_RUN, NULL },
-        { "/var//run/a", HANDOFF_PATH_OUTSIDE_RUN, NULL },
+        { "/srv/llm/", HANDOFF_PATH_OK, "srv/llm/" },
+        { "/var", HANDOFF_PATH_OK, "var" },
+        { "/var/runx/a", HANDOFF_PATH_OK, "var/runx/a" },
+        { "/runx", HANDOFF_PATH_OK, "runx" },
+        { "/", HANDOFF_PATH_EMPTY, NULL },
+        { "//", HANDOFF_PATH_BAD_COMPONENT, NULL },
+        { "//run/a", HANDOFF_PATH_BAD_COMPONENT, NULL },
+        { "/var//run/a", HANDOFF_PATH_BAD_COMPONENT, NULL },
         { "/var/run/../x", HANDOFF_PATH_BAD_COMPONENT, NULL },
         { "/run/..", HANDOFF_PATH_BAD_COMPONENT, NULL },
         { "/run/a/../../tmp", HANDOFF_PATH_BAD_COMPONENT, NULL },
@@ -69,21 +69,21 @@ static void prefixes_are_parsed(void)
     size_t i;
 
     for (i = 0; i < sizeof(cases) / sizeof(cases[0]); i++) {
-        const char *below = NULL;
-        handoff_path_verdict verdict = handoff_prefix_parse(cases[i].text, &below);
+        const char *place = NULL;
+        handoff_path_verdict verdict = handoff_prefix_parse(cases[i].text, &place);
 
         ok(verdict == cases[i].verdict
-           && (cases[i].below == NULL || (below != NULL && strcmp(below, cases[i].below) == 0)),
+           && (cases[i].place == NULL || (place != NULL && strcmp(place, cases[i].place) == 0)),
            "prefix case %zu %s", i, handoff_path_reason(cases[i].verdict));
     }
 }
 
 static handoff_path_verdict resolve(const char *prefix, const char *path, handoff_target *target)
 {
-    const char *below = NULL;
-    handoff_target_policy policy = { &below, 1 };
+    const char *place = NULL;
+    handoff_target_policy policy = { &place, 1 };
 
-    if (handoff_prefix_parse(prefix, &below) != HANDOFF_PATH_OK) {
+    if (handoff_prefix_parse(prefix, &place) != HANDOFF_PATH_OK) {
         return (handoff_path_verdict)-1;
     }
     return handoff_target_resolve(path, &policy, target);
@@ -114,15 +114,22 @@ static void paths_are_matched_at_component_borders(void)
         { "/run/llm/", "/run/llm/../docker.sock", HANDOFF_PATH_BAD_COMPONENT },
         { "/run/llm/", "/run/llm//h.sock", HANDOFF_PATH_BAD_COMPONENT },
         { "/run/llm/", "/run/llm/h.sock/", HANDOFF_PATH_BAD_COMPONENT },
-        { "/run", "/run", HANDOFF_PATH_EMPTY },
-        { "/run", "/run/", HANDOFF_PATH_EMPTY },
-        { "/run", "/var/run/", HANDOFF_PATH_EMPTY },
+        { "/run", "/run", HANDOFF_PATH_OK },
+        { "/run/", "/run", HANDOFF_PATH_NOT_PERMITTED },
+        { "/run", "/run/", HANDOFF_PATH_BAD_COMPONENT },
+        { "/run", "/var/run/", HANDOFF_PATH_BAD_COMPONENT },
+        { "/run", "/", HANDOFF_PATH_EMPTY },
+        { "/srv/llm", "/srv/llm/h.sock", HANDOFF_PATH_OK },
+        { "/srv/llm", "/run/srv/llm/h.sock", HANDOFF_PATH_NOT_PERMITTED },
+        { "/srv/run", "/run", HANDOFF_PATH_NOT_PERMITTED },
+        { "/var", "/var/h.sock", HANDOFF_PATH_OK },
+        { "/var", "/var/run/h.sock", HANDOFF_PATH_NOT_PERMITTED },
         { "/run", "", HANDOFF_PATH_EMPTY },
         { "/run", "h.sock", HANDOFF_PATH_RELATIVE },
         { "/run", "../run/h.sock", HANDOFF_PATH_RELATIVE },
-        { "/run", "/tmp/h.sock", HANDOFF_PATH_OUTSIDE_RUN },
-        { "/run", "/tmp/../run/h.sock", HANDOFF_PATH_OUTSIDE_RUN },
-        { "/run", "/RUN/h.sock", HANDOFF_PATH_OUTSIDE_RUN },
+        { "/run", "/tmp/h.sock", HANDOFF_PATH_NOT_PERMITTED },
+        { "/run", "/tmp/../run/h.sock", HANDOFF_PATH_BAD_COMPONENT },
+        { "/run", "/RUN/h.sock", HANDOFF_PATH_NOT_PERMITTED },
         { "/run", "/run/h\r.sock", HANDOFF_PATH_CONTROL_BYTE },
     };
     size_t i;
@@ -138,7 +145,7 @@ static void paths_are_matched_at_component_borders(void)
 
 static void several_prefixes_are_each_good(void)
 {
-    const char *const prefixes[] = { "one.sock", "two/" };
+    const char *const prefixes[] = { "run/one.sock", "run/two/" };
     handoff_target_policy policy = { prefixes, 2 };
     handoff_target_policy none = { prefixes, 0 };
     handoff_target target = { NULL };
@@ -177,21 +184,21 @@ static void addresses_of_targets_are_taken_apart(void)
         const char *text;
         handoff_path_verdict verdict;
         const char *path;
-        const char *below;
+        const char *place;
     } cases[] = {
-        { "unix:/run/a.sock", HANDOFF_PATH_OK, "/run/a.sock", "a.sock" },
-        { "unix:/var/run/llm/a.sock", HANDOFF_PATH_OK, "/var/run/llm/a.sock", "llm/a.sock" },
-        { "unix:/run/unix:/run", HANDOFF_PATH_OK, "/run/unix:/run", "unix:/run" },
+        { "unix:/run/a.sock", HANDOFF_PATH_OK, "/run/a.sock", "run/a.sock" },
+        { "unix:/var/run/llm/a.sock", HANDOFF_PATH_OK, "/var/run/llm/a.sock", "run/llm/a.sock" },
+        { "unix:/run/unix:/run", HANDOFF_PATH_OK, "/run/unix:/run", "run/unix:/run" },
         { "", HANDOFF_PATH_NO_SCHEME, NULL, NULL },
         { "/run/a.sock", HANDOFF_PATH_NO_SCHEME, NULL, NULL },
         { "UNIX:/run/a.sock", HANDOFF_PATH_NO_SCHEME, NULL, NULL },
         { "tcp:/run/a.sock", HANDOFF_PATH_NO_SCHEME, NULL, NULL },
         { "unix:", HANDOFF_PATH_EMPTY, NULL, NULL },
-        { "unix:/run", HANDOFF_PATH_EMPTY, NULL, NULL },
-        { "unix:/run/", HANDOFF_PATH_EMPTY, NULL, NULL },
+        { "unix:/", HANDOFF_PATH_EMPTY, NULL, NULL },
+        { "unix:/run/", HANDOFF_PATH_BAD_COMPONENT, NULL, NULL },
+        { "unix:/srv/a.sock", HANDOFF_PATH_OK, "/srv/a.sock", "srv/a.sock" },
         { "unix:run/a.sock", HANDOFF_PATH_RELATIVE, NULL, NULL },
-        { "unix://run/a.sock", HANDOFF_PATH_OUTSIDE_RUN, NULL, NULL },
-        { "unix:/tmp/a.sock", HANDOFF_PATH_OUTSIDE_RUN, NULL, NULL },
+        { "unix://run/a.sock", HANDOFF_PATH_BAD_COMPONENT, NULL, NULL },
         { "unix:/run/a/", HANDOFF_PATH_BAD_COMPONENT, NULL, NULL },
         { "unix:/run/../a", HANDOFF_PATH_BAD_COMPONENT, NULL, NULL },
         { "unix:/run/a\n", HANDOFF_PATH_CONTROL_BYTE, NULL, NULL },
@@ -204,9 +211,9 @@ static void addresses_of_targets_are_taken_apart(void)
         handoff_path_verdict verdict = handoff_address_parse(cases[i].text, &path, &target);
 
         ok(verdict == cases[i].verdict
-           && (cases[i].path == NULL ? path == NULL && target.below == NULL
+           && (cases[i].path == NULL ? path == NULL && target.place == NULL
                : path != NULL && strcmp(path, cases[i].path) == 0
-                 && strcmp(target.below, cases[i].below) == 0),
+                 && strcmp(target.place, cases[i].place) == 0),
            "address case %zu %s", i, handoff_path_reason(cases[i].verdict));
     }
 }
@@ -345,9 +352,9 @@ static int make_socket(int dirfd, const char *name)
     return fd;
 }
 
-static int opens(int root, const char *below)
+static int opens(int root, const char *place)
 {
-    int fd = handoff_target_open_at(root, below);
+    int fd = handoff_target_open_at(root, place);
     int err = errno;
 
     if (fd >= 0) {
@@ -466,9 +473,9 @@ static void names_are_opened_without_following_symlinks(const char *scratch)
     close(root);
 }
 
-static int opens_below_run(const char *below)
+static int opens_at(const char *place)
 {
-    handoff_target target = { below };
+    handoff_target target = { place };
     int fd = handoff_target_open(&target);
     int err = errno;
 
@@ -500,7 +507,7 @@ static int forbid_openat2(void)
 static void targets_are_opened_the_same_with_and_without_openat2(void)
 {
     char place[] = "/run/handoff-target-XXXXXX";
-    char below[64];
+    char socket_name[64];
     char name[128];
     char command[sizeof(place) + 16];
     struct sockaddr_un address = { .sun_family = AF_UNIX };
@@ -529,13 +536,13 @@ static void targets_are_opened_the_same_with_and_without_openat2(void)
             if (forbidden && !forbid_openat2()) {
                 _exit(CANNOT_FORBID);
             }
-            snprintf(below, sizeof(below), "%s/d.sock", place + strlen("/run/"));
-            wrong |= (opens_below_run(below) != 0) << 1;
-            snprintf(below, sizeof(below), "%s/link.sock", place + strlen("/run/"));
-            wrong |= (opens_below_run(below) != ELOOP) << 2;
-            snprintf(below, sizeof(below), "%s/none.sock", place + strlen("/run/"));
-            wrong |= (opens_below_run(below) != ENOENT) << 3;
-            wrong |= (opens_below_run(place + strlen("/run/")) != ENOTSOCK) << 4;
+            snprintf(socket_name, sizeof(socket_name), "%s/d.sock", place + strlen("/"));
+            wrong |= (opens_at(socket_name) != 0) << 1;
+            snprintf(socket_name, sizeof(socket_name), "%s/link.sock", place + strlen("/"));
+            wrong |= (opens_at(socket_name) != ELOOP) << 2;
+            snprintf(socket_name, sizeof(socket_name), "%s/none.sock", place + strlen("/"));
+            wrong |= (opens_at(socket_name) != ENOENT) << 3;
+            wrong |= (opens_at(place + strlen("/")) != ENOTSOCK) << 4;
             _exit(wrong);
         }
         waitpid(child, &status, 0);
