@@ -138,6 +138,11 @@ static int take(int peer)
     ssize_t n = recvmsg(peer, &msg, MSG_DONTWAIT | MSG_CMSG_CLOEXEC);
     int fd;
 
+    if (n == 0) {
+        /* "What a daemon must do", 9, in docs/wire-protocol.md. */
+        msg.msg_controllen = sizeof(control.space);
+        n = recvmsg(peer, &msg, MSG_DONTWAIT | MSG_CMSG_CLOEXEC);
+    }
     if (n < 0 && errno == EAGAIN) {
         return 0;
     }
