@@ -116,7 +116,7 @@ def readme(role: str) -> str:
     lines += rows(main["options"])
     lines += [
         "",
-        "A variable with this role's prefix that is not in this table is refused, so that a misspelt name is noticed.",
+        "A misspelt name is refused: every variable of the host that begins with `handoff_` or a role's name has to be in a role's table.",
     ]
     lines += ["", "## Steps and tags", "", "| step | tags |", "|---|---|", *tag_rows(role), ""]
     lines += [

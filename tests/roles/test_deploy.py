@@ -15,7 +15,8 @@ from typing import Any
 import pytest
 import yaml
 from generate_readme import ROOT
-from test_specs import GATHER, PASSWORD, sentences
+from in_process import DEBIAN, sentences
+from test_specs import PASSWORD
 
 LLM = {"name": "llm", "socket": "/run/streaming-daemon.sock"}
 PATHS = {"apache_handoff_targets": []}
@@ -104,19 +105,27 @@ RESCUE = """
 - ansible.builtin.set_fact:
     case_answer: "{{ ansible_failed_result }}"
 """
+GATHER = """\
+- hosts: localhost
+  gather_facts: false
+  tasks:
+    - ansible.builtin.copy:
+        content: "{{ dict(groups['all'] | zip(groups['all'] | map('extract', hostvars, 'case_answer'))) | to_json }}"
+        dest: "{{ case_out }}"
+        mode: '0600'
+"""
 
 
 @pytest.fixture(scope="module")
 def answers(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
     """The text of Apache's files for every case, or the failure."""
     work = tmp_path_factory.mktemp("deploy")
-    facts = {"distribution": "Debian", "distribution_major_version": "12", "service_mgr": "systemd", "cacheable": True}
     check = yaml.safe_load((ROOT / "playbooks/deploy.yml").read_text())[0]
     check |= {
         "hosts": "all",
         "max_fail_percentage": 100,
         "tasks": [
-            {"ansible.builtin.set_fact": facts},
+            {"ansible.builtin.set_fact": {**DEBIAN, "cacheable": True}},
             {"block": check["tasks"] + yaml.safe_load(RENDER), "rescue": yaml.safe_load(RESCUE)},
         ],
     }
