@@ -14,8 +14,9 @@ author: socket_handoff.fleet authors (@socket-handoff)
 version_added: 0.1.0
 short_description: Return the argument spec of a playbook of this collection
 description:
-  - Reads C(playbooks/<name>.meta.yml), for M(ansible.builtin.validate_argument_spec). The file has the form that the play keyword
-    C(validate_argspec) of ansible-core 2.20 reads; this works with older lines too, and wherever the playbook is imported from.
+  - Reads C(playbooks/<name>.meta.yml), for M(ansible.builtin.validate_argument_spec). The file has the form that the
+    play keyword C(validate_argspec) of ansible-core 2.20 reads; this works with older lines too, and wherever the
+    playbook is imported from.
 options:
   _terms:
     description: Names of playbooks, such as V(deploy).
@@ -48,6 +49,7 @@ class LookupModule(LookupBase):
         for term in terms:
             if term not in specs:
                 raise AnsibleError(
-                    f"playbook_options: {term} is no playbook with a spec; allowed are {', '.join(sorted(specs))}. Example: deploy"
+                    f"playbook_options: {term} is no playbook with a spec; allowed are {', '.join(sorted(specs))}. "
+                    "Example: deploy"
                 )
         return [specs[term] for term in terms]

@@ -30,7 +30,7 @@ SLIP = 2
 def _options(path: Path) -> dict[str, dict[str, Any]]:
     """Return the options of every entry point of one spec file."""
     loader = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
-    specs = yaml.load(path.read_text(encoding="utf-8"), Loader=loader)["argument_specs"]  # noqa: S506
+    specs = yaml.load(path.read_text(encoding="utf-8"), Loader=loader)["argument_specs"]
     return {name: spec.get("options", {}) for name, spec in specs.items()}
 
 
@@ -70,9 +70,9 @@ def _looks_like(name: str, names: frozenset[str]) -> str | None:
 def unknown(names: Iterable[str], foreign: Iterable[str] = ()) -> dict[str, str | None]:
     """Find the variables that were meant for this collection and that it does not have.
 
-    ``names`` are those of all variables that are set, ``foreign`` those that the operator calls somebody else's. Returns
-    name -> nearest known variable, None where nothing resembles it, sorted by name. Names that begin with ``_`` are
-    private to somebody, names that begin with ``ansible_`` are Ansible's; neither is looked at.
+    ``names`` are those of all variables that are set, ``foreign`` those that the operator calls somebody else's.
+    Returns name -> nearest known variable, None where nothing resembles it, sorted by name. Names that begin with ``_``
+    are private to somebody, names that begin with ``ansible_`` are Ansible's; neither is looked at.
     """
     ours, begin = known(), prefixes()
     found: dict[str, str | None] = {}

@@ -1,8 +1,9 @@
 #!/usr/bin/env python3
-"""Write roles/*/README.md from what the roles themselves say.
+"""Write roles/*/README.md and playbooks/README.md from what roles and playbooks themselves say.
 
-Sources: meta/argument_specs.yml (purpose, variables), tasks/main.yml (tags), the playbooks. Run without arguments to
-write; with --check to learn whether a README is out of date (exit status 1, the difference on standard output).
+Sources: meta/argument_specs.yml (purpose, variables), tasks/main.yml (tags), playbooks/*.meta.yml. Run without
+arguments to write; with --check to learn whether a README is out of date (exit status 1, the difference on standard
+output).
 """
 
 from __future__ import annotations
@@ -18,6 +19,7 @@ import yaml
 
 ROOT = Path(__file__).resolve().parents[2]
 ROLES = sorted(path.name for path in (ROOT / "roles").iterdir() if (path / "meta/argument_specs.yml").is_file())
+PLAYBOOKS = sorted(path.name.removesuffix(".meta.yml") for path in (ROOT / "playbooks").glob("*.meta.yml"))
 
 Spec = dict[str, Any]
 
@@ -116,7 +118,7 @@ def readme(role: str) -> str:
     lines += rows(main["options"])
     lines += [
         "",
-        "A misspelt name is refused: every variable of the host that begins with `handoff_` or a role's name has to be in a role's table.",
+        "A misspelt name is refused: what begins with `handoff_` or a role's name has to be in a role's table.",
     ]
     lines += ["", "## Steps and tags", "", "| step | tags |", "|---|---|", *tag_rows(role), ""]
     lines += [
@@ -138,15 +140,37 @@ def readme(role: str) -> str:
     return "\n".join(lines)
 
 
+def playbooks() -> str:
+    """Return the whole text of the playbooks' README."""
+    lines = [
+        "<!-- Written by tests/roles/generate_readme.py from playbooks/*.meta.yml; change those, run it again. -->",
+        "# Playbooks",
+        "",
+        "Each checks what it was told before it does anything. By their full names they run from any project that has",
+        "the collection installed, for example `ansible-playbook -i my-inventory socket_handoff.fleet.deploy`.",
+        "",
+    ]
+    for name in PLAYBOOKS:
+        meta = yaml.safe_load((ROOT / "playbooks" / f"{name}.meta.yml").read_text())
+        spec = meta["argument_specs"][name]
+        lines += [f"## `socket_handoff.fleet.{name}`", "", f"{markdown(meta['short_description'])}.", ""]
+        lines += [*paragraphs(meta["description"]), ""]
+        lines += ["| name | type | what it does |", "|---|---|---|"]
+        for option, described in spec["options"].items():
+            text = cell(" ".join(paragraphs(described["description"])))
+            lines.append(f"| `{option}` | {cell(shown_type(described))} | {text} |")
+        lines += ["", "```yaml", spec["examples"].rstrip(), "```", ""]
+    return "\n".join(lines)
+
+
 def main() -> int:
     """Write the READMEs, or compare them."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--check", action="store_true", help="write nothing; exit with 1 if a README is out of date")
     check = parser.parse_args().check
     stale = False
-    for role in ROLES:
-        path = ROOT / "roles" / role / "README.md"
-        wanted = readme(role)
+    written = {ROOT / "roles" / role / "README.md": readme(role) for role in ROLES}
+    for path, wanted in {**written, ROOT / "playbooks/README.md": playbooks()}.items():
         found = path.read_text() if path.exists() else ""
         if check and found != wanted:
             stale = True

@@ -1,8 +1,8 @@
 """Tasks that change nothing, run by Ansible's own code for many hosts in this process: a hundredth of a second each.
 
 What ansible-playbook does between a playbook and a task stays as it is: reading, roles and their argument specs,
-precedence of variables, templates, conditions, loops, action plugins. Left out are the worker processes, one per task and
-host, and with them whatever needs a result of an earlier task.
+precedence of variables, templates, conditions, loops, action plugins. Left out are the worker processes, one per task
+and host, and with them whatever needs a result of an earlier task.
 """
 
 from __future__ import annotations
@@ -42,7 +42,7 @@ class _Nobody:
 
 
 def _remembering(compile_template: Callable[..., Any]) -> Callable[..., Any]:
-    """Compile a template once and not for every host: half of the time otherwise. The code does not depend on variables."""
+    """Compile a template once and not for every host: half of the time otherwise. Variables do not change the code."""
     compiled: dict[tuple[type, str, tuple[object, ...]], Any] = {}
 
     def compile_once(self: jinja2.Environment, source: Any, *arguments: Any, **named: Any) -> Any:
@@ -63,7 +63,9 @@ def _tasks(play: Play) -> Iterator[Task]:
             yield from [task] if isinstance(task, Task) else task.block
 
 
-def _run(task: Task, host: Any, variables: dict[str, Any], loader: DataLoader, manager: VariableManager) -> dict[str, Any]:
+def _run(
+    task: Task, host: Any, variables: dict[str, Any], loader: DataLoader, manager: VariableManager
+) -> dict[str, Any]:
     task = task.copy()
     arguments = [PlayContext(), loader, plugins, _Nobody(), manager]
     executor = TaskExecutor(host, task, variables, *arguments)
@@ -81,9 +83,13 @@ def refusals(
     Returns the result of the first task that failed for each host, None where none did.
     """
     work.mkdir(exist_ok=True)
-    (work / "hosts.yml").write_text(yaml.safe_dump({"all": {"hosts": {name: dict(given) for name, given in hosts.items()}}}))
+    (work / "hosts.yml").write_text(
+        yaml.safe_dump({"all": {"hosts": {name: dict(given) for name, given in hosts.items()}}})
+    )
     (work / "play.yml").write_text(play)
-    context.CLIARGS = ImmutableDict(connection="local", verbosity=0, check=False, diff=False, tags=["all"], skip_tags=[])
+    context.CLIARGS = ImmutableDict(
+        connection="local", verbosity=0, check=False, diff=False, tags=["all"], skip_tags=[]
+    )
     loader = DataLoader()
     inventory = InventoryManager(loader=loader, sources=[str(work / "hosts.yml")])
     manager = VariableManager(loader=loader, inventory=inventory)

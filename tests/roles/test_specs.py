@@ -6,6 +6,8 @@ point ``assert`` changes nothing.
 
 from __future__ import annotations
 
+import dataclasses
+import importlib
 import json
 import re
 import subprocess
@@ -15,6 +17,7 @@ from typing import Any
 
 import pytest
 import yaml
+from ansible_collections.socket_handoff.fleet.plugins.plugin_utils import inputs
 from generate_readme import ROLES, ROOT, spec_of
 from in_process import refusals, sentences
 
@@ -85,6 +88,80 @@ def test_every_entry_point_that_is_used_has_a_spec_and_takes_the_same_variables(
     for entry, spec in specs.items():
         assert (ROOT / f"roles/{role}/tasks/{entry}.yml").is_file()
         assert spec["options"] == specs["main"]["options"]
+
+
+def playbooks() -> list[Path]:
+    return sorted(path for path in (ROOT / "playbooks").glob("*.yml") if not path.name.endswith(".meta.yml"))
+
+
+@pytest.mark.parametrize("playbook", playbooks(), ids=lambda path: path.stem)
+def test_every_playbook_checks_its_inputs_first_by_a_spec_that_names_what_it_reads(playbook):
+    meta = yaml.safe_load(playbook.with_suffix(".meta.yml").read_text())
+    assert list(meta["argument_specs"]) == [playbook.stem]
+    options = set(meta["argument_specs"][playbook.stem]["options"])
+    plays = yaml.safe_load(playbook.read_text())
+    (check,) = plays[0]["tasks"][0]["ansible.builtin.validate_argument_spec"].values()
+    assert f"lookup('socket_handoff.fleet.playbook_options', '{playbook.stem}')" in check
+    # Read by the playbook itself, or by an entry point that it enters and that is no role's whole.
+    text = re.sub(r"name: socket_handoff[.]fleet[.]\w+|role: .*|tags: .*", "", playbook.read_text())
+    read = {name for role in ROLES for name in names(role, text)}
+    entered = re.findall(r"name: socket_handoff[.]fleet[.](\w+)\n\s+tasks_from: (\w+)", playbook.read_text())
+    for role, entry in entered:
+        if entry != "assert":
+            read |= names(role, (ROOT / f"roles/{role}/tasks/{entry}.yml").read_text())
+    derived = {"handoff_app_port"} if "handoff_app_probe_url" in read else set()
+    assert options == read | derived
+
+
+def test_site_yml_only_puts_playbooks_with_specs_in_order():
+    plays = yaml.safe_load((ROOT / "site.yml").read_text())
+    assert [set(play) for play in plays] == [{"name", "ansible.builtin.import_playbook"}] * len(plays)
+    assert {ROOT / play["ansible.builtin.import_playbook"] for play in plays} <= set(playbooks())
+
+
+def documents() -> list[Path]:
+    """Where an operator meets variables: documents, examples, what the scripts and scenarios set."""
+    rooms = ("README.md", "COMPATIBILITY.md", "docs", "examples", "molecule", "script", "changelogs", "CHANGELOG.md")
+    listed = subprocess.run(
+        ["git", "ls-files", "-co", "--exclude-standard", *rooms], cwd=ROOT, capture_output=True, text=True, check=True
+    )
+    suffixes = {".md", ".yml", ".yaml", ".php", ".sh", ""}
+    return [ROOT / name for name in listed.stdout.splitlines() if Path(name).suffix in suffixes]
+
+
+def test_every_variable_that_documents_and_examples_name_exists():
+    unknown = {}
+    for path in documents():
+        mentioned = {name for role in ROLES for name in names(role, path.read_text())}
+        if strange := mentioned - inputs.known():
+            unknown[str(path.relative_to(ROOT))] = strange
+    assert unknown == {}
+
+
+def sub_options(role: str, variable: str) -> set[str]:
+    return set(spec_of(role)["main"]["options"][variable]["options"])
+
+
+def test_options_of_targets_are_those_that_apaches_configuration_has():
+    template = (ROOT / "templates/etc/apache2/mods-available/socket_handoff.conf.j2").read_text()
+    assert set(re.findall(r"\btarget[.](\w+)", template)) == sub_options("apache_handoff", "apache_handoff_targets")
+
+
+def test_options_and_defaults_of_the_daemon_are_the_daemons_own(monkeypatch):
+    """The role speaks for a part of the daemon's configuration, with the defaults that the daemon has itself."""
+    monkeypatch.syspath_prepend(str(ROOT / "daemon-src"))
+    config = importlib.import_module("streaming_daemon.config")
+    backends = {field.name for kind in (config.DemoConfig, config.OpenAIConfig) for field in dataclasses.fields(kind)}
+    assert sub_options("streaming_daemon", "streaming_daemon_backends") - {"name", "type"} <= backends
+    choices = spec_of("streaming_daemon")["main"]["options"]["streaming_daemon_backends"]["options"]["type"]["choices"]
+    assert set(choices) <= set(config.BACKEND_TYPES)
+    defaults = yaml.safe_load((ROOT / "roles/streaming_daemon/defaults/main.yml").read_text())
+    template = (ROOT / "templates/etc/streaming-daemon/config.toml.j2").read_text()
+    for table, kind in (("server", config.ServerConfig), ("listen", config.ListenConfig)):
+        keys = re.findall(r"^(\w+) = ", template.split(f"[{table}]\n")[1].split("\n[")[0], re.M)
+        assert keys
+        for key in keys:
+            assert defaults[f"streaming_daemon_{key}"] == getattr(kind(), key), key
 
 
 @pytest.mark.parametrize("role", ROLES)
@@ -313,12 +390,24 @@ CASES: dict[str, list[tuple[dict[str, Any], list[str] | None]]] = {
         ({"streaming_daemon_credentials": {"key": ["s3cr3t"]}}, ["which key is not", "!s3cr3t"]),
         ({"streaming_daemon_credentials": {"key": {"value": "s3cr3t"}}}, ["which key is not", "!s3cr3t"]),
         ({"streaming_daemon_credentials": {"key": 12345678}}, ["which key is not", "!12345678"]),
-        ({"streaming_daemon_credentials": ["s3cr3t"]}, ["streaming_daemon_credentials", "unable to convert to dict", "!s3cr3t"]),
-        ({"streaming_daemon_credentials": "s3cr3t"}, ["streaming_daemon_credentials", "unable to convert to dict", "!s3cr3t"]),
-        (backend(api_key="s3cr3t"), ["streaming_daemon_backends.api_key. Supported parameters include: api_key_credential", "!s3cr3t"]),
+        (
+            {"streaming_daemon_credentials": ["s3cr3t"]},
+            ["streaming_daemon_credentials", "unable to convert to dict", "!s3cr3t"],
+        ),
+        (
+            {"streaming_daemon_credentials": "s3cr3t"},
+            ["streaming_daemon_credentials", "unable to convert to dict", "!s3cr3t"],
+        ),
+        (
+            backend(api_key="s3cr3t"),
+            ["streaming_daemon_backends.api_key. Supported parameters include: api_key_credential", "!s3cr3t"],
+        ),
         (backend(connect_timeout="s3cr3t"), ["connect_timeout", "!s3cr3t"]),
         (backend(base_url={"x": "s3cr3t"}), ["wrong base_url", "!s3cr3t"]),
-        ({"streaming_daemon_worker": 2}, ["streaming_daemon_worker is not known; did you mean streaming_daemon_workers?"]),
+        (
+            {"streaming_daemon_worker": 2},
+            ["streaming_daemon_worker is not known; did you mean streaming_daemon_workers?"],
+        ),
         ({"case_release": "14"}, ["is Debian 14", "Nothing was changed"]),
     ],
     "handoff_app": [
@@ -358,7 +447,10 @@ CASES: dict[str, list[tuple[dict[str, Any], list[str] | None]]] = {
                 ({"handoff_app_user": "o'brien"}, ["handoff_app_user is", "Example: demo"]),
                 ({"handoff_app_install_packages": "perhaps"}, ["handoff_app_install_packages", "perhaps"]),
                 ({"handoff_app_probe_timeout": "soon"}, ["handoff_app_probe_timeout", "unable to convert to float"]),
-                ({"handoff_app_passwort": "s3cr3t"}, ["handoff_app_passwort is not known; did you mean handoff_app_password?", "!s3cr3t"]),
+                (
+                    {"handoff_app_passwort": "s3cr3t"},
+                    ["handoff_app_passwort is not known; did you mean handoff_app_password?", "!s3cr3t"],
+                ),
                 ({"case_release": "11"}, ["is Debian 11"]),
             )
         ],
