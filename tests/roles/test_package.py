@@ -89,21 +89,18 @@ def project(archive, tmp_path_factory: pytest.TempPathFactory) -> Path:
     home = tmp_path_factory.mktemp("project")
     run("ansible-galaxy", "collection", "install", "--offline", "-p", home / "collections", archive, cwd=home)
     (home / "ansible.cfg").write_text(f"[defaults]\ncollections_path = {home}/collections\n")
-    (home / "hosts.yml").write_text(
-        yaml.safe_dump({"web_hosts": {"hosts": {"localhost": {"ansible_connection": "local"}}}})
-    )
+    host = {"ansible_connection": "local", "ansible_python_interpreter": sys.executable}
+    (home / "hosts.yml").write_text(yaml.safe_dump({"web_hosts": {"hosts": {"localhost": host}}}))
     return home
 
 
 def test_every_installed_file_is_the_one_that_was_packed(project):
     checked = run("ansible-galaxy", "collection", "verify", "--offline", "socket_handoff.fleet", cwd=project)
-    assert "Successfully verified" in checked or "not modified" in checked or "matches" in checked.lower(), checked
+    assert "Successfully verified that checksums" in checked
     readme = project / "collections/ansible_collections/socket_handoff/fleet/README.md"
     before = readme.read_bytes()
     readme.write_text("changed\n")
-    run(
-        "ansible-galaxy", "collection", "verify", "--offline", "socket_handoff.fleet", cwd=project, succeeds=False
-    )
+    run("ansible-galaxy", "collection", "verify", "--offline", "socket_handoff.fleet", cwd=project, succeeds=False)
     readme.write_bytes(before)
 
 
@@ -142,8 +139,9 @@ PLUGINS = """\
           {{ ['x.conf'] | socket_handoff.fleet.apache_links('mods') | map(attribute='path') | first }}
           {{ query('socket_handoff.fleet.unknown_variables') | join }}
           {{ lookup('socket_handoff.fleet.playbook_options', 'deploy').streaming_daemon_ack.type }}
-          {{ lookup('socket_handoff.fleet.source_tree',
-             'collections/ansible_collections/socket_handoff/fleet/daemon-src/streaming_daemon', patterns=['*.py']).files | first }}
+          {{ lookup('socket_handoff.fleet.source_tree', sources, patterns=['*.py']).files | first }}
+      vars:
+        sources: collections/ansible_collections/socket_handoff/fleet/daemon-src/streaming_daemon
     - socket_handoff.fleet.handoff_probe:
         url: http://127.0.0.1:9
         timeout: 1
@@ -160,7 +158,7 @@ def test_roles_work_by_their_full_names_from_another_project(project):
 def test_plugins_and_modules_work_by_their_full_names_from_another_project(project):
     said = play(project, PLUGINS, "-e", "handoff_app_prt=1", succeeds=False)
     assert "mods-enabled/x.conf handoff_app_prt is not known; did you mean handoff_app_port? bool __init__.py" in said
-    assert "Connection refused" in said or "refused" in said, "the module itself has to have run"
+    assert "127.0.0.1:9" in said and "refused" in said, "the module itself has to have run"
 
 
 def test_playbooks_work_by_their_full_names_from_another_project(project):
