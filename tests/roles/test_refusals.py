@@ -46,7 +46,8 @@ def message(answer: dict[str, Any]) -> str:
     """What an operator reads. Of Ansible's own messages about types only the part that no release of it words anew."""
     if "argument_errors" not in answer:
         return sentences(answer)
-    return " ".join(re.sub(r"(unable to convert to \w+):.*", r"\1", error) for error in answer["argument_errors"])
+    said = " ".join(re.sub(r"(unable to convert to \w+):.*", r"\1", error) for error in answer["argument_errors"])
+    return said.replace("<class 'ansible.parsing.yaml.objects.AnsibleUnicode'>", "str")  # ansible-core 2.18
 
 
 @pytest.fixture(scope="module")
