@@ -24,6 +24,7 @@ CASES = [
 ]
 # Options that take every value of their type, and a type that takes everything: with the reason.
 FREE: dict[str, str] = {}
+OLD_NAMES = {"AnsibleUnicode": "str", "AnsibleMapping": "dict", "AnsibleSequence": "list"}
 ASSERT = """\
 - hosts: all
   gather_facts: false
@@ -47,7 +48,8 @@ def message(answer: dict[str, Any]) -> str:
     if "argument_errors" not in answer:
         return sentences(answer)
     said = " ".join(re.sub(r"(unable to convert to \w+):.*", r"\1", error) for error in answer["argument_errors"])
-    return said.replace("<class 'ansible.parsing.yaml.objects.AnsibleUnicode'>", "str")  # ansible-core 2.18
+    # ansible-core 2.18 names its own classes here.
+    return re.sub(r"<class '(?:[\w.]+[.])?(\w+)'>", lambda found: OLD_NAMES.get(found[1], found[1]), said)
 
 
 @pytest.fixture(scope="module")
