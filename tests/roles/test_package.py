@@ -17,7 +17,7 @@ import yaml
 ROOT = Path(__file__).resolve().parents[2]
 # Of what git tracks, only a developer needs these.
 DEVELOPERS = re.compile(
-    r"[.].*|galaxy[.]yml|ruff[.]toml|(benchmarks|molecule|script|tests|changelogs/fragments)/.*"
+    r"[.].*|galaxy[.]yml|ruff[.]toml|(benchmarks|molecule|script|tests|changelogs/fragments)/.*|changelogs/README[.]md"
     r"|(daemon-src/(tests|tools)|examples/php-app/tests|module-src/tests)/.*|module-src/[.]clang-tidy"
 )
 
@@ -211,11 +211,55 @@ def test_production_rules_hold_without_an_exception():
         assert not re.search(r"#\s*noqa|skip_ansible_lint|yamllint disable", (ROOT / name).read_text()), name
 
 
-def test_ansible_core_that_the_collection_asks_for_is_one_that_is_tested():
-    lowest = yaml.safe_load((ROOT / "meta/runtime.yml").read_text())["requires_ansible"]
-    pinned = (ROOT / "script/requirements.txt").read_text() + (ROOT / "script/requirements-second-core.txt").read_text()
-    lines = {tuple(map(int, found.split("."))) for found in re.findall(r"ansible-core==(\d+\.\d+)", pinned)}
-    assert lowest == f">={min(lines)[0]}.{min(lines)[1]}.0"
+def cells(line: str) -> list[str]:
+    return [cell.strip() for cell in line.strip().strip("|").split("|")]
+
+
+def table(document: Path, heading: str) -> list[list[str]]:
+    """The cells of the table below a heading."""
+    text = document.read_text().split(f"## {heading}\n")[1].split("\n## ")[0]
+    rows = [cells(line) for line in text.splitlines() if line.startswith("|")]
+    return [rows[0], *rows[2:]]
+
+
+def core_lines(python: tuple[int, int]) -> set[str]:
+    """The lines of ansible-core that the tests run with on a machine with this Python."""
+    found = set()
+    for name in ("requirements.txt", "requirements-second-core.txt"):
+        for line in (ROOT / "script" / name).read_text().splitlines():
+            pinned = re.match(r"ansible-core==(\d+[.]\d+)[.]\d+(?:; python_version (<|>=) '(\d+)[.](\d+)')?$", line)
+            if pinned:
+                limit = (int(pinned[3]), int(pinned[4])) if pinned[2] else None
+                if limit is None or (python < limit) == (pinned[2] == "<"):
+                    found.add(pinned[1])
+    return found
+
+
+def test_the_controllers_that_are_called_proven_are_those_that_the_tests_use():
+    head, *rows = table(ROOT / "COMPATIBILITY.md", "Controllers")
+    assert head[:3] == ["ansible-core", "Python", "checks of inputs, playbooks, archive"]
+    proven = {row[0].split()[0] for row in rows if row[2] == "x"}
+    assert proven == core_lines((3, 11)), "Debian 12, where all lanes run"
+    assert {row[0].split()[0] for row in rows} >= core_lines((3, 13))
+    assert [row[0] for row in rows if row[3] == "x"] == ["2.19 (pinned)"]
+    lowest = min(tuple(map(int, row[0].split()[0].split("."))) for row in rows)
+    asked = yaml.safe_load((ROOT / "meta/runtime.yml").read_text())["requires_ansible"]
+    assert asked == ">=" + ".".join(map(str, lowest)) + ".0"
+
+
+def test_the_hosts_that_are_called_proven_are_those_of_the_scenarios():
+    head, *rows = table(ROOT / "COMPATIBILITY.md", "Hosts")
+    releases = re.findall(r"Debian (\d+)", " ".join(head))
+    for role in (ROOT / "roles").iterdir():
+        assert f"in {releases}" in (role / "tasks/assert.yml").read_text(), role.name
+    scenarios = {"event": "default", "prefork": "prefork"}
+    for row in rows:
+        for release, mark in zip(releases, row[1:], strict=True):
+            mpm = re.search(r"MPM (\w+)", row[0])
+            scenario = scenarios.get(mpm[1]) if mpm else None
+            hosts = ROOT / f"molecule/{scenario}/inventory/hosts.yml"
+            proven = scenario is not None and f"test_host_debian_release: {release}\n" in hosts.read_text()
+            assert mark == ("x" if proven else "(x)"), (row[0], release)
 
 
 def test_the_manifest_names_what_galaxy_shows(archive):
