@@ -42,6 +42,7 @@ FOREIGN = [
     "vars",
     # Made from our names on purpose, or private to somebody.
     "vault_handoff_app_password",
+    "v_apache_handoff_mpm",
     "my_apache_handoff_mpm",
     "production_streaming_daemon_backends",
     "__apache_handoff_unknown",
