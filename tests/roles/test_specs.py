@@ -12,11 +12,14 @@ import json
 import re
 import subprocess
 import sys
+import tomllib
 from pathlib import Path
 from typing import Any
 
 import pytest
 import yaml
+from ansible.parsing.dataloader import DataLoader
+from ansible.template import Templar, trust_as_template
 from ansible_collections.socket_handoff.fleet.plugins.plugin_utils import inputs
 from generate_readme import ROLES, ROOT, spec_of
 from in_process import refusals, sentences
@@ -136,6 +139,56 @@ def test_every_variable_that_documents_and_examples_name_exists():
         if strange := mentioned - inputs.known():
             unknown[str(path.relative_to(ROOT))] = strange
     assert unknown == {}
+
+
+def as_text(value: Any) -> Any:
+    """What ``-e name=value``, an INI inventory or an older Ansible make of a number or a truth value."""
+    if isinstance(value, dict):
+        return {key: as_text(below) for key, below in value.items()}
+    if isinstance(value, list):
+        return [as_text(below) for below in value]
+    return str(value) if isinstance(value, bool | int | float) else value
+
+
+NUMBERS: dict[str, dict[str, Any]] = {
+    "etc/apache2/mods-available/socket_handoff.conf.j2": {
+        "apache_handoff_enabled": False,
+        "apache_handoff_status_page": False,
+        "apache_handoff_targets": [
+            {"name": "old", "socket": "/run/old.sock", "envelope": False, "ack": False},
+            {
+                **{"name": "llm", "socket": "/run/llm.sock", "envelope": True, "ack": True, "timeout_ms": 250},
+                **{"retries": 0, "max_fails": 3, "retry_ms": 500},
+            },
+        ],
+    },
+    "etc/streaming-daemon/config.toml.j2": {
+        "streaming_daemon_ack": False,
+        "streaming_daemon_backends": [
+            {"name": "demo", "type": "demo", "tokens_per_second": 12.5},
+            {"name": "slow", "type": "demo", "tokens_per_second": 2},
+            {
+                **{"name": "llm", "type": "openai", "base_url": "http://[::1]:8000/v1", "model": "1.5"},
+                **{"connect_timeout": 3, "first_event_timeout": 30.5, "idle_timeout": 60},
+            },
+        ],
+    },
+}
+
+
+@pytest.mark.parametrize("path", NUMBERS)
+def test_a_number_that_came_as_text_is_written_as_the_number(path):
+    text = trust_as_template((ROOT / "templates" / path).read_text())
+    variables: dict[str, Any] = {"ansible_managed": "x"}
+    for role in ROLES:
+        variables |= yaml.safe_load((ROOT / f"roles/{role}/defaults/main.yml").read_text())
+    variables = {name: value for name, value in variables.items() if "{{" not in str(value)} | NUMBERS[path]
+    written, from_text = (
+        Templar(loader=DataLoader(), variables=given).template(text) for given in (variables, as_text(variables))
+    )
+    assert from_text == written
+    if path.endswith(".toml.j2"):
+        assert tomllib.loads(written)["backends"]["llm"]["first_event_timeout"] == 30.5
 
 
 def sub_options(role: str, variable: str) -> set[str]:
