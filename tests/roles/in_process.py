@@ -15,6 +15,7 @@ from unittest import mock
 import jinja2
 import yaml
 from ansible import context
+from ansible._internal._task import TaskContext
 from ansible.executor.task_executor import TaskExecutor
 from ansible.inventory.manager import InventoryManager
 from ansible.module_utils.common.collections import ImmutableDict
@@ -25,11 +26,6 @@ from ansible.playbook.play_context import PlayContext
 from ansible.playbook.task import Task
 from ansible.plugins import loader as plugins
 from ansible.vars.manager import VariableManager
-
-try:
-    from ansible._internal._task import TaskContext
-except ImportError:  # ansible-core 2.18 has no such thing
-    TaskContext = None
 
 DEBIAN = {"distribution": "Debian", "distribution_major_version": "12", "service_mgr": "systemd"}
 
@@ -69,8 +65,6 @@ def _run(
     task = task.copy()
     arguments = [PlayContext(), loader, plugins, _Nobody(), manager]
     executor = TaskExecutor(host, task, variables, *arguments)
-    if TaskContext is None:
-        return dict(executor.run())
     with TaskContext(task):
         return dict(executor.run())
 
