@@ -9,12 +9,11 @@ from __future__ import annotations
 
 import ipaddress
 import math
-import resource
 import sys
 from collections.abc import Iterator
 from dataclasses import dataclass
 
-from . import board
+from . import board, descriptors
 from .board import Slot
 from .config import LimitsConfig
 
@@ -35,11 +34,6 @@ RETRY_AFTER = 5
 # Users whose tokens are remembered. The one not seen for the longest time is forgotten, and begins with all again.
 _MOST_BUCKETS = 50_000
 _INSTANT = 1e-6
-# Descriptors that no stream may use, so that there is one for everybody who is to be told 503.
-_RESERVED_FDS = 32
-# And those that no client may use at all: a peer's connection and the descriptors of its message, some of which the
-# kernel would close where it finds no place for them, and with them a client.
-_LAST_FDS = 8
 
 
 @dataclass(frozen=True, slots=True)
@@ -128,11 +122,14 @@ class Admission(StreamLimit):
         self._users: dict[str, int] = {}
         self._addresses: dict[str, int] = {}
         self._buckets = TokenBuckets(config.user_rate, config.user_burst) if config.user_rate else None
-        self._ceiling = descriptor_ceiling()
+        self._ceiling = descriptors.ceiling()
 
     def crowded(self, fd: int) -> bool:
         """Whether ``fd`` is one of the last descriptors: the kernel gives the lowest that is free."""
-        return fd >= self._ceiling
+        if fd < self._ceiling:
+            return False
+        descriptors.shortages.note()
+        return True
 
     def admit(self, user: str, address: str, fd: int, now: float) -> Refusal | None:
         """Take a place for one stream, given back with ``free``; otherwise why not. ``address`` as in ``address_key``,
@@ -238,22 +235,6 @@ def address_key(address: str) -> str:
     if parsed.ipv4_mapped is not None:
         return sys.intern(str(parsed.ipv4_mapped))
     return sys.intern(f"{int(parsed) >> 64:x}/64")
-
-
-def descriptor_ceiling() -> int:
-    """The first descriptor that is reserved for telling clients that there are no more."""
-    limit = _descriptors()
-    return limit - min(_RESERVED_FDS, limit // 4)
-
-
-def descriptor_end() -> int:
-    """The first descriptor that an accepted connection should not have: wait for others to be closed."""
-    return _descriptors() - _LAST_FDS
-
-
-def _descriptors() -> int:
-    limit, _ = resource.getrlimit(resource.RLIMIT_NOFILE)
-    return 1 << 30 if limit == resource.RLIM_INFINITY else limit
 
 
 def _private_slot() -> Slot:

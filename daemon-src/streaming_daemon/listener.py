@@ -20,10 +20,11 @@ import os
 import socket
 from collections.abc import Callable
 
+from . import descriptors
 from .access_log import log
 from .balance import Balance, Watcher
 from .board import ACCEPTED, HANDOFF_ERRORS, PENDING, Board, Slot
-from .limits import ACCEPT_BATCH, MAX_MESSAGE, MAX_PENDING, StreamLimit, descriptor_end
+from .limits import ACCEPT_BATCH, MAX_MESSAGE, MAX_PENDING, StreamLimit
 from .wheel import Timed, TimerWheel
 
 # The most that the kernel passes in one message: with less room it would discard some and could not tell which.
@@ -73,7 +74,7 @@ class Listener(Timed, Watcher):
         self._pending: dict[_Peer, None] = {}
         # The highest descriptor that the last peer brought, and the one to stop at.
         self.highest = 0
-        self._end = descriptor_end()
+        self._end = descriptors.end()
 
     def start(self) -> None:
         if self._sock is not None:

@@ -33,7 +33,7 @@ from . import board
 from . import http_response as http
 from .access_log import NO_TRACE, NO_VISIT, StreamRecord, Trace, Visit, log, question, quote, visit
 from .attempts import Attempts
-from .backends.base import Backend, Call, Failure, Usage
+from .backends.base import EXHAUSTED, Backend, Call, Failure, Usage
 from .backends.routing import Router
 from .board import Slot
 from .config import LimitsConfig, ListenConfig, ResumeConfig, ServerConfig
@@ -520,6 +520,8 @@ class Session(Timed):
         log.warning("id=%s backend=%s: %s", quote(self._id), quote(self._name_of_backend()), failure.detail)
         if self._try_another(failure):
             return
+        if failure.kind == EXHAUSTED:
+            self._limit = "descriptors"
         if self._state is State.STARTING:
             self._answer_with(failure.status, "backend_error", failure.kind, failure.message, failure.retry_after)
         else:

@@ -56,7 +56,7 @@ from .wheel import Timed, TimerWheel
 
 EXIT_OK, EXIT_FAILED, EXIT_CONFIG = 0, 1, 2
 # Descriptors besides those of streams; and a stream of a relaying backend needs two.
-_SPARE_FDS = 64
+_SPARE_FDS = 128
 _FDS_PER_STREAM = 2
 # After the drain: for the last events to be written and the lingering closes.
 _GRACE = 2.0

@@ -119,7 +119,7 @@ def test_full_memory_admits_nobody(slot: Slot) -> None:
     assert refusal(gate.admit("", "", 5, 0)) == "memory"
 
 
-@pytest.mark.parametrize(("limit", "ceiling"), [(1024, 992), (64, 48), (resource.RLIM_INFINITY, (1 << 30) - 32)])
+@pytest.mark.parametrize(("limit", "ceiling"), [(1024, 960), (63, 42), (resource.RLIM_INFINITY, (1 << 30) - 64)])
 def test_some_descriptors_are_reserved_for_those_who_get_none(
     slot: Slot, monkeypatch: pytest.MonkeyPatch, limit: int, ceiling: int
 ) -> None:

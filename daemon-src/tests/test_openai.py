@@ -6,11 +6,8 @@ import contextlib
 import json
 import os
 import re
-import resource
-import shutil
 import socket
 import ssl
-import subprocess
 import threading
 import time
 from pathlib import Path
@@ -272,25 +269,6 @@ def test_comments_are_no_events_and_do_not_put_off_the_end_of_a_silent_answer(se
     assert time.monotonic() - began < 5
 
 
-@pytest.mark.parametrize("host", ["127.0.0.1", "localhost"])
-def test_without_a_descriptor_for_the_backend_a_client_is_told_to_come_back(
-    make_daemon: MakeDaemon, make_llm: MakeLLM, host: str
-) -> None:
-    llm = make_llm(lambda request: request.wait_closed())
-    daemon = make_daemon(config(f"http://{host}:{llm.port}/v1", "first_event_timeout = 4", "[server]\nhead_after = 0"))
-    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
-    resource.setrlimit(resource.RLIMIT_NOFILE, (100, hard))
-    try:
-        daemon.start()
-    finally:
-        resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
-    responses = [client.finish() for client in [daemon.hand(PROMPT) for _ in range(120)]]
-    seen = {(each.status, each.headers.get("retry-after")) for each in responses}
-    # 504: those that had a connection, to a server that says nothing.
-    assert seen == {(503, "5"), (504, None)}, seen
-    assert daemon.ask({**PROMPT, "model": "again"}).status == 504
-
-
 def test_members_that_a_backend_is_not_sent_are_named_once(setup: Setup) -> None:
     daemon = setup(good, 'extra = ["logprobs"]')
     for _ in range(2):
@@ -494,33 +472,6 @@ def test_a_client_that_does_not_read_stops_the_server_from_sending(setup: Setup)
     assert response.complete
     assert len(response.texts) == 2000
     assert set(response.texts) == {text}
-
-
-@pytest.fixture(scope="session")
-def certificate(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A self-signed certificate for 127.0.0.1, with its key in the same file."""
-    openssl = shutil.which("openssl")
-    if openssl is None:
-        pytest.skip("needs the openssl command to make a certificate")
-    path = tmp_path_factory.mktemp("tls") / "cert.pem"
-    command = [
-        openssl,
-        "req",
-        "-x509",
-        "-newkey",
-        "ec",
-        "-pkeyopt",
-        "ec_paramgen_curve:prime256v1",
-        "-nodes",
-        "-days",
-        "2",
-    ]
-    command += ["-subj", "/CN=test", "-addext", "subjectAltName=IP:127.0.0.1"]
-    command += ["-keyout", f"{path}.key", "-out", str(path)]
-    subprocess.run(command, check=True, capture_output=True)
-    with path.open("a") as file:
-        file.write(Path(f"{path}.key").read_text())
-    return path
 
 
 def test_https_with_a_trusted_certificate(setup: Setup, certificate: Path) -> None:

@@ -258,7 +258,7 @@ def test_a_reload_says_what_needs_more_than_a_reload(make_daemon: MakeDaemon) ->
     done = daemon.reload()
     assert done.returncode == 0
     assert "needs a restart, which loses no stream: " in done.stdout
-    assert "max_streams = 1000000 may need 2000064: raise the one in the unit" in done.stdout
+    assert "max_streams = 1000000 may need 2000128: raise the one in the unit" in done.stdout
     assert "metrics.listen = unix:other.sock needs a restart" in done.stdout
     assert daemon.ask(shaped(2)).complete
     # A restart does what it says.

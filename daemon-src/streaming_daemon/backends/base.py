@@ -19,6 +19,9 @@ from typing import Protocol
 from ..envelope import Header, Request
 from ..handoff import Handoff
 
+# The kind of a failure for want of descriptors in this process, whatever they were needed for.
+EXHAUSTED = "backend_exhausted"
+
 
 class BackendSetupError(Exception):
     """The backend cannot work as configured; the text says what to do."""

@@ -17,11 +17,12 @@ import os
 import signal
 from typing import cast
 
+from .. import descriptors
 from ..access_log import log, quote
 from ..config import ExecConfig
 from ..envelope import Request
 from ..handoff import Handoff, HandoffError
-from ..limits import MAX_EVENT
+from ..limits import MAX_EVENT, RETRY_AFTER
 from ..wheel import Timed, TimerWheel
 from .base import BackendSetupError, Failure, Sink
 from .sse import SSEError, SSEReader
@@ -30,6 +31,9 @@ KILL_AFTER = 2.0
 # What a program may say to the journal about one answer.
 _STDERR_LINES = 20
 _STDERR_LINE = 200
+# What starting a program takes: both ends of three pipes, of the one over which it is known that it runs, and one more
+# where its end is awaited by a pidfd. Three of them stay.
+_FDS_TO_START = 9
 _STDIN, _STDOUT, _STDERR = 0, 1, 2
 # S108: /tmp is the unit's own (PrivateTmp=), and nothing here writes to it.
 _ENVIRONMENT = {"PATH": "/usr/local/bin:/usr/bin:/bin", "LANG": "C.UTF-8", "HOME": "/", "TMPDIR": "/tmp"}  # noqa: S108
@@ -37,6 +41,7 @@ _ENVIRONMENT = {"PATH": "/usr/local/bin:/usr/bin:/bin", "LANG": "C.UTF-8", "HOME
 _BUSY = "Too many answers are being made at the moment; try again."
 _MESSAGES = {
     "unavailable": (502, "The program that answers cannot be started."),
+    "exhausted": (503, _BUSY),
     "timeout": (504, "The program that answers did not do so in time."),
     "error": (502, "The program that answers has failed."),
     "protocol": (502, "The program that answers wrote something that is not an answer."),
@@ -53,6 +58,7 @@ class ExecBackend:
         self.config = config
         self.loop = loop
         self.wheel = wheel
+        self.ceiling = descriptors.ceiling()
         self.environment = {**_ENVIRONMENT, **config.environment}
         # Those that were cancelled and are still dying count too: they are processes.
         self.running: set[ExecCall] = set()
@@ -148,10 +154,13 @@ class ExecCall(Timed, asyncio.SubprocessProtocol):
         backend = self._backend
         config = backend.config
         if len(backend.running) >= config.max_processes:
-            self._fail(Failure(503, "backend_busy", _BUSY, f"{config.max_processes} are running", "5", retryable=True))
+            detail = f"{config.max_processes} are running"
+            self._fail(Failure(503, "backend_busy", _BUSY, detail, str(RETRY_AFTER), retryable=True))
             return
         backend.running.add(self)
         try:
+            # Some of what starts a program says ENOENT, or nothing, when it runs out of them half way.
+            descriptors.Reservation(_FDS_TO_START, backend.ceiling).release()
             await backend.loop.subprocess_exec(
                 lambda: self,
                 *config.command,
@@ -161,7 +170,8 @@ class ExecCall(Timed, asyncio.SubprocessProtocol):
             )
         except (OSError, ValueError) as error:
             backend.running.discard(self)
-            self._broken("unavailable", f"cannot run {config.command[0]}: {error}")
+            lack = isinstance(error, OSError) and error.errno in descriptors.LACK
+            self._broken("exhausted" if lack else "unavailable", f"cannot run {config.command[0]}: {error}")
             return
         finally:
             self._task = None
@@ -223,7 +233,8 @@ class ExecCall(Timed, asyncio.SubprocessProtocol):
 
     def _broken(self, kind: str, detail: str) -> None:
         status, message = _MESSAGES[kind]
-        self._fail(Failure(status, f"backend_{kind}", message, detail, retryable=not self._answered))
+        after = str(RETRY_AFTER) if status == 503 else None
+        self._fail(Failure(status, f"backend_{kind}", message, detail, after, retryable=not self._answered))
 
     def _fail(self, failure: Failure) -> None:
         sink = self._sink

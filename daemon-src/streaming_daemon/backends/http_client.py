@@ -18,14 +18,16 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import os
+import ipaddress
 import re
+import socket
 import ssl
 from typing import Any, cast
 from urllib.parse import urlsplit
 
 import httptools
 
+from .. import descriptors
 from ..wheel import Timed, TimerWheel
 
 IDLE_SECONDS = 30.0
@@ -67,6 +69,8 @@ class Client:
         self.path = url.path.rstrip("/")
         self.full_path = url.path or "/"
         self._host = url.hostname or ""
+        self._is_literal = _is_literal(self._host)
+        self._ceiling = descriptors.ceiling()
         self._port = url.port or (443 if url.scheme == "https" else 80)
         self.where = self._socket or f"{self._host}:{self._port}"
         if url.scheme == "https":
@@ -83,16 +87,55 @@ class Client:
         return None
 
     async def connect(self) -> _Connection:
-        """A new connection; raises TimeoutError, OSError, or ValueError for a name that DNS cannot encode."""
+        """A new connection; raises TimeoutError, NoDescriptorError, OSError, or ValueError for a name that DNS cannot
+        encode."""
+        before = descriptors.shortages.count
+        try:
+            # Before anything else, so that nobody waits for a name whose address he could do nothing with.
+            reserved = descriptors.Reservation(1, self._ceiling)
+            try:
+                async with asyncio.timeout(self.connect_timeout):
+                    connection = await self._reach(reserved)
+            finally:
+                reserved.release()
+        except OSError as error:
+            if error.errno in descriptors.LACK or (_is_vague(error) and descriptors.lacking_since(before)):
+                raise NoDescriptorError(f"no descriptor was left: {error}") from error
+            raise
         self.opened += 1
-        async with asyncio.timeout(self.connect_timeout):
-            if self._socket:
-                _, connection = await self.loop.create_unix_connection(lambda: _Connection(self), self._socket)
-            else:
-                _, connection = await self.loop.create_connection(
-                    lambda: _Connection(self), self._host, self._port, ssl=self._tls
-                )
         return connection
+
+    async def _reach(self, reserved: descriptors.Reservation) -> _Connection:
+        """``reserved`` is the descriptor for it."""
+        if self._socket:
+            reserved.release()
+            _, connection = await self.loop.create_unix_connection(lambda: _Connection(self), self._socket)
+            return connection
+        failure: OSError | None = None
+        for address in await self._addresses():
+            if failure is not None:
+                reserved.reserve()
+            reserved.release()
+            try:
+                _, connection = await self.loop.create_connection(
+                    lambda: _Connection(self),
+                    address,
+                    self._port,
+                    ssl=self._tls,
+                    server_hostname=self._host if self._tls is not None else None,
+                )
+            except OSError as error:
+                failure = failure or error
+            else:
+                return connection
+        raise failure or OSError(f"{self._host} has no address")
+
+    async def _addresses(self) -> list[str]:
+        """Where the server is, in the order in which the resolver would have it tried."""
+        if self._is_literal:
+            return [self._host]
+        found = await self.loop.getaddrinfo(self._host, self._port, type=socket.SOCK_STREAM)
+        return list(dict.fromkeys(str(entry[4][0]) for entry in found))
 
     def keep(self, connection: _Connection) -> None:
         """Take back a connection whose response is complete."""
@@ -214,8 +257,8 @@ class Exchange(Timed):
         try:
             try:
                 connection = await self._client.connect()
-            except OSError as error:
-                if isinstance(error, TimeoutError) or not out_of_descriptors() or not self._client.give_up_idle():
+            except NoDescriptorError:
+                if not self._client.give_up_idle():
                     raise
                 # What is closed now is free after this turn of the loop.
                 await asyncio.sleep(0)
@@ -223,11 +266,13 @@ class Exchange(Timed):
         except TimeoutError:
             self._task = None
             self.on_failure("timeout", f"no connection to {where} within {self._client.connect_timeout:g} s")
+        except NoDescriptorError as error:
+            self._task = None
+            self.on_failure("exhausted", f"cannot connect to {where}: {error}: raise LimitNOFILE or lower max_streams")
         except (OSError, ValueError) as error:
             # ValueError: a host name that cannot be encoded for DNS.
             self._task = None
-            kind = "exhausted" if out_of_descriptors() else "unavailable"
-            self.on_failure(kind, f"cannot connect to {where}: {error}")
+            self.on_failure("unavailable", f"cannot connect to {where}: {error}")
         else:
             self._task = None
             if connection.usable():
@@ -279,14 +324,23 @@ class Exchange(Timed):
         self.on_failure("protocol", detail)
 
 
-def out_of_descriptors() -> bool:
-    """Whether this process can open nothing more. Asked when a connection fails: what a resolver makes of the same lack
-    is no errno that could be told from others."""
+class NoDescriptorError(Exception):
+    """There is no descriptor for a connection, or there was none on the way to it."""
+
+
+def _is_vague(error: OSError) -> bool:
+    """Whether its cause may be that a file could not be opened: resolvers and TLS open some, and say anything but that.
+    Of a resolver it is "Name or service not known", of a certificate "unable to get local issuer certificate"."""
+    return isinstance(error, socket.gaierror | ssl.SSLError)
+
+
+def _is_literal(host: str) -> bool:
+    """Whether it is an address and no name."""
     try:
-        os.close(os.dup(0))
-    except OSError:
-        return True
-    return False
+        ipaddress.ip_address(host.partition("%")[0])
+    except ValueError:
+        return False
+    return True
 
 
 class _Connection(Timed, asyncio.Protocol):
