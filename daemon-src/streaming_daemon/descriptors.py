@@ -67,6 +67,17 @@ def lowest() -> int:
     return fd
 
 
+def room(count: int, below: int) -> bool:
+    """Whether so many descriptors below ``below`` are free."""
+    try:
+        Reservation(count, below).release()
+    except OSError as error:
+        if error.errno not in LACK:
+            raise
+        return False
+    return True
+
+
 def lacking_since(count: int) -> bool:
     """Whether descriptors are short now, or were since ``shortages.count`` was ``count``."""
     if lowest() >= end():

@@ -50,7 +50,7 @@ class Refusal:
 _BUSY = "Too many answers are being written at the moment; try again."
 _STREAMS = Refusal("streams", 503, "overloaded", _BUSY)
 _MEMORY = Refusal("memory", 503, "overloaded", _BUSY)
-_DESCRIPTORS = Refusal("descriptors", 503, "overloaded", _BUSY)
+NO_DESCRIPTORS = Refusal("descriptors", 503, "overloaded", _BUSY)
 _USER = Refusal("user", 429, "too_many_streams", "You have too many answers being written; wait for one to end.")
 _ADDRESS = Refusal(
     "address", 429, "too_many_streams", "Too many answers are being written for your address; wait for one to end."
@@ -168,7 +168,7 @@ class Admission(StreamLimit):
         if self.active >= self.most:
             return _STREAMS
         if self.crowded(fd):
-            return _DESCRIPTORS
+            return NO_DESCRIPTORS
         return _MEMORY if self._memory.full else self._personal_refusal(user, address, now)
 
     def _personal_refusal(self, user: str, address: str, now: float) -> Refusal | None:

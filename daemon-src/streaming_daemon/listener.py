@@ -8,6 +8,12 @@ With ``listen.ack`` every peer is greeted with one byte: ACK, or NAK where its c
 later. It is a courtesy that the peer may ignore: a message that comes all the same is received all the same.
 
 Whether to accept at all, and not to leave it to another worker, is asked of ``Balance`` before every single peer.
+
+A message is gone when it is received, and so is a client for whom the kernel finds no descriptor in that moment. A
+listener is therefore *tight* from the first descriptor at or beyond ``descriptors.end()`` on, and until some
+below it are free again. While it is, it accepts nobody, and looks at a message (MSG_PEEK) before it takes it: one whose
+descriptors would be cut off stays where it is, with its client, and is looked at again after a pause. When the time of
+its peer is over it is taken as it is: a client who came with it is told 503.
 """
 
 from __future__ import annotations
@@ -31,14 +37,18 @@ from .wheel import Timed, TimerWheel
 _MAX_FDS = 253
 _INT = array.array("i").itemsize
 _ANCILLARY = socket.CMSG_SPACE(_MAX_FDS * _INT)
-_SHORT_OF_RESOURCES = (errno.EMFILE, errno.ENFILE, errno.ENOBUFS, errno.ENOMEM)
+_SHORT_OF_RESOURCES = (*descriptors.LACK, errno.ENOBUFS, errno.ENOMEM)
 _RESOURCE_PAUSE = 0.2
+# A peer, its client, its payload, and one for whoever else needs one for a moment.
+_ROOM = 4
 
 # What docs/wire-protocol.md calls ack.
 _ACK, _NAK = b"\x06", b"\x15"
 
 # Gets the client, the message, and the descriptors behind the client's, which are closed when it returns.
 Receiver = Callable[[socket.socket, bytes, list[int]], None]
+# Gets a client, and a message some of whose descriptors were cut off.
+Refuser = Callable[[socket.socket, bytes], None]
 
 
 class Listener(Timed, Watcher):
@@ -55,6 +65,7 @@ class Listener(Timed, Watcher):
         slot: Slot | None = None,
         balance: Balance | None = None,
         greets: StreamLimit | None = None,
+        refuser: Refuser | None = None,
     ) -> None:
         super().__init__()
         if slot is None:
@@ -66,15 +77,15 @@ class Listener(Timed, Watcher):
         self.wheel = wheel
         self.timeout = timeout
         self.receiver = receiver
+        self.refuser = refuser
         self._greets = greets
         # One for all: a fresh buffer of this size per message costs more than the rest of the handoff.
         self.buffer = bytearray(MAX_MESSAGE)
         self._sock: socket.socket | None = sock
         self._kind = sock.type
         self._pending: dict[_Peer, None] = {}
-        # The highest descriptor that the last peer brought, and the one to stop at.
-        self.highest = 0
         self._end = descriptors.end()
+        self.tight = False
 
     def start(self) -> None:
         if self._sock is not None:
@@ -109,6 +120,21 @@ class Listener(Timed, Watcher):
     def on_timer(self, now: float) -> None:
         self.start()
 
+    def saw(self, fd: int) -> None:
+        """A peer or its message brought this descriptor."""
+        if fd >= self._end:
+            self.tighten()
+
+    def relaxed(self) -> bool:
+        """Whether the descriptors that are needed for a moment are free, as far as this listener has looked."""
+        if self.tight and descriptors.room(_ROOM, self._end):
+            self.tight = False
+        return not self.tight
+
+    def tighten(self) -> None:
+        self.tight = True
+        descriptors.shortages.note()
+
     def _recover(self) -> None:
         if self._balance is not None:
             self._balance.step_back(_RESOURCE_PAUSE)
@@ -120,6 +146,9 @@ class Listener(Timed, Watcher):
         for _ in range(ACCEPT_BATCH):
             if self._sock is None or (self._balance is not None and not self._balance.mine()):
                 return
+            if not self.relaxed():
+                self._recover()
+                return
             try:
                 sock, _ = self._sock.accept()
             except (BlockingIOError, ConnectionAbortedError):
@@ -130,6 +159,8 @@ class Listener(Timed, Watcher):
                 # Level-triggered: the loop would call again at once and for ever. The peers wait in the backlog.
                 log.error("cannot accept handoffs: %s: raise LimitNOFILE or lower max_streams", error.strerror)
                 self.slot[HANDOFF_ERRORS["descriptors"]] += 1
+                if error.errno in descriptors.LACK:
+                    self.tighten()
                 self._recover()
                 return
             self.slot[ACCEPTED] += 1
@@ -137,15 +168,24 @@ class Listener(Timed, Watcher):
             peer: _Peer = _PacketPeer(self, sock) if self._kind == socket.SOCK_SEQPACKET else _StreamPeer(self, sock)
             if self._greets is not None:
                 peer.greet(self._greets.active + len(self._pending) < self._greets.most)
-            self.highest = sock.fileno()
+            self.saw(sock.fileno())
             if not peer.read():
                 self.waits(peer)
                 peer.wait()
-            if self.highest >= self._end:
-                # With the next one the kernel might find no place for a client, and close it. They wait in the backlog.
+            if self.tight:
+                # The others wait in the backlog.
                 self.slot[HANDOFF_ERRORS["descriptors"]] += 1
                 self._recover()
                 return
+
+
+def descriptors_of(ancillary: list[tuple[int, int, bytes]]) -> array.array[int]:
+    """Those that came with a message, and are the caller's from now on."""
+    fds = array.array("i")
+    for level, kind, data in ancillary:
+        if level == socket.SOL_SOCKET and kind == socket.SCM_RIGHTS:
+            fds.frombytes(data[: len(data) - len(data) % _INT])
+    return fds
 
 
 class _Peer(Timed):
@@ -157,6 +197,11 @@ class _Peer(Timed):
         self._sock = sock
         self._fds: list[int] = []
         self._waiting = False
+        self._deadline = 0.0
+        # Its message is there, and descriptors for it are not.
+        self._short = False
+        # Of its message some were cut off.
+        self._cut = False
         self._greeted = False
         self._declined = False
 
@@ -174,8 +219,20 @@ class _Peer(Timed):
 
     def wait(self) -> None:
         self._waiting = True
-        self._listener.wheel.set(self, self._listener.wheel.now() + self._listener.timeout)
+        self._deadline = self._listener.wheel.now() + self._listener.timeout
+        if self._short:
+            self._look_later()
+        else:
+            self._watch()
+
+    def _watch(self) -> None:
+        self._listener.wheel.set(self, self._deadline)
         self._listener.loop.add_reader(self._sock.fileno(), self.read)
+
+    def _look_later(self) -> None:
+        # A reader would be called again at once, and for ever.
+        self._listener.loop.remove_reader(self._sock.fileno())
+        self._listener.wheel.set(self, min(self._deadline, self._listener.wheel.now() + _RESOURCE_PAUSE))
 
     def drop(self, reason: str, text: str) -> None:
         """Refuse the message and close everything that came with it; ``reason`` is what it is counted as."""
@@ -189,10 +246,35 @@ class _Peer(Timed):
         self._listener.slot[HANDOFF_ERRORS[reason]] += 1
 
     def on_timer(self, now: float) -> None:
-        self.drop("timeout", f"no complete message within {self._listener.timeout:g} s")
+        if not self._short:
+            self.drop("timeout", f"no complete message within {self._listener.timeout:g} s")
+        elif not self.read() and not self._short:
+            # All that was there has been read, and it is not all.
+            self._watch()
+
+    def _fits(self) -> bool:
+        """Whether there is room for all descriptors of the message; otherwise it stays where it is."""
+        late = self._waiting and self._listener.wheel.now() >= self._deadline
+        if late or self._listener.relaxed():
+            self._short = False
+            return True
+        try:
+            _, ancillary, flags, _ = self._sock.recvmsg(1, _ANCILLARY, socket.MSG_CMSG_CLOEXEC | socket.MSG_PEEK)
+        except OSError:
+            # Nothing there, or an error: the same happens again without looking only.
+            self._short = False
+            return True
+        for fd in descriptors_of(ancillary):
+            os.close(fd)
+        self._short = bool(flags & socket.MSG_CTRUNC)
+        if self._short and self._waiting:
+            self._look_later()
+        return not self._short
 
     def _receive(self) -> tuple[int, int] | None:
         """Receive once: bytes in the shared buffer and flags; None where there is nothing yet. Descriptors are kept."""
+        if self._listener.tight and not self._fits():
+            return None
         try:
             size, ancillary, flags, _ = self._sock.recvmsg_into(
                 [self._listener.buffer], _ANCILLARY, socket.MSG_CMSG_CLOEXEC
@@ -209,19 +291,19 @@ class _Peer(Timed):
         except OSError as error:
             self.drop("network", f"cannot be received: {error.strerror}")
             return 0, -1
-        for level, kind, data in ancillary:
-            if level == socket.SOL_SOCKET and kind == socket.SCM_RIGHTS:
-                fds = array.array("i")
-                fds.frombytes(data[: len(data) - len(data) % _INT])
-                self._fds.extend(fds)
-                self._listener.highest = max([self._listener.highest, *fds])
+        for fd in descriptors_of(ancillary):
+            self._fds.append(fd)
+            self._listener.saw(fd)
         if flags & socket.MSG_CTRUNC:
-            self.drop("descriptors", "its descriptors were cut off: raise LimitNOFILE")
-            return 0, -1
+            self._cut = True
+            self._listener.tighten()
         return size, flags
 
     def _deliver(self, message: bytes) -> None:
         """The message is complete: find the client among its descriptors and pass it on."""
+        if not self._fds and self._cut:
+            self.drop("descriptors", "its descriptors were cut off: raise LimitNOFILE")
+            return
         if not self._fds:
             self.drop("invalid", "it carries no descriptor")
             return
@@ -249,7 +331,12 @@ class _Peer(Timed):
         if sock.family != socket.AF_UNIX:
             with contextlib.suppress(OSError):
                 sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
-        self._listener.receiver(sock, message, others)
+        if self._cut and self._listener.refuser is not None:
+            log.warning("some descriptors of a handoff were cut off: raise LimitNOFILE or lower max_streams")
+            self._listener.slot[HANDOFF_ERRORS["descriptors"]] += 1
+            self._listener.refuser(sock, message)
+        else:
+            self._listener.receiver(sock, message, others)
 
     def _left(self) -> None:
         """The peer closed without a message, which is what a declined one should do."""
@@ -279,7 +366,7 @@ class _PacketPeer(_Peer):
             return True
         if flags & socket.MSG_TRUNC:
             self.drop("too_large", f"it is longer than {MAX_MESSAGE} bytes")
-        elif not size and not self._fds:
+        elif not size and not self._fds and not self._cut:
             self._left()
         else:
             self._deliver(bytes(memoryview(self._listener.buffer)[:size]))
@@ -306,7 +393,7 @@ class _StreamPeer(_Peer):
                 if len(self._data) > MAX_MESSAGE:
                     self.drop("too_large", f"it is longer than {MAX_MESSAGE} bytes")
                     return True
-            elif not self._data and not self._fds:
+            elif not self._data and not self._fds and not self._cut:
                 self._left()
                 return True
             else:

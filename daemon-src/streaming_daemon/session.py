@@ -44,6 +44,7 @@ from .limits import (
     BUFFER_HIGH,
     BUFFER_LOW,
     BUFFER_MOST,
+    NO_DESCRIPTORS,
     RETRY_AFTER,
     Admission,
     Memory,
@@ -140,6 +141,12 @@ class Streams:
         """Answer ``client``, whose descriptor belongs to this object from now on; ``fds`` are the caller's to close."""
         self._open(client, message, fds, passed_on=False)
 
+    def refuse(self, client: socket.socket, message: bytes) -> None:
+        """Tell ``client``, whose message lost descriptors on its way, to come back; it belongs to this object."""
+        session = Session(self, client)
+        self._sessions.add(session)
+        session.begin_refused(message, NO_DESCRIPTORS)
+
     def end_all(self, kind: str, message: str) -> None:
         """Tell every stream still running that it ends here."""
         for session in list(self._sessions):
@@ -217,7 +224,9 @@ class Streams:
             log.warning("answers can be continued only by the worker that began them: %s", error)
             return
         timeout = self.config.handoff_timeout
-        self._side_door = Listener(self.loop, self.wheel, self._siblings.sock, timeout, self._open_passed)
+        self._side_door = Listener(
+            self.loop, self.wheel, self._siblings.sock, timeout, self._open_passed, refuser=self.refuse
+        )
         self._side_door.start()
 
 
@@ -355,6 +364,19 @@ class Session(Timed):
             # A fault of ours must not leave a client waiting for ever.
             log.exception("id=%s cannot start the answer", quote(self._id))
             self._answer_with(500, "backend_error", "internal_error", "The answer could not be started.")
+
+    def begin_refused(self, message: bytes, refusal: Refusal) -> None:
+        """Instead of ``begin``, where there is no room for it."""
+        self._streams.slot[board.HANDOFFS] += 1
+        try:
+            self._streams.hangups.add(self._fd, self)
+            request = unpack(message, self._streams.listen.message).request
+            if request is not None:
+                self._introduce(request)
+        except (HandoffError, OSError) as error:
+            log.warning("bad handoff: %s", error)
+        self._id = self._id or os.urandom(6).hex()
+        self._refuse(refusal)
 
     def _introduce(self, request: Request) -> None:
         """Keep what the stream needs of the request until it ends: the log's words, and the application's headers."""

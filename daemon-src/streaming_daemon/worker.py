@@ -160,7 +160,17 @@ class _Worker:
         timeout = config.server.handoff_timeout
         greets = streams.limit if config.listen.ack else None
         self._listeners = [
-            Listener(loop, wheel, sock, timeout, streams.open, slot=slot, balance=balance, greets=greets)
+            Listener(
+                loop,
+                wheel,
+                sock,
+                timeout,
+                streams.open,
+                slot=slot,
+                balance=balance,
+                greets=greets,
+                refuser=streams.refuse,
+            )
             for sock in self._listening
         ]
         loop.add_signal_handler(signal.SIGTERM, self._leave.set)
