@@ -6,6 +6,11 @@ import asyncio
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 
+import pytest
+
+from conftest import MakeDaemon
+from daemon_harness import shaped
+from streaming_daemon import balance
 from streaming_daemon import board as b
 from streaming_daemon.balance import STEPPED_BACK, WATCHING, Balance, Watcher
 from streaming_daemon.board import Board, now_ms
@@ -33,10 +38,10 @@ class Office:
         self.slots = [self.board.slot(number or 0) for number in numbers]
         self.balances = [Balance(self.wheel, self.board, number or 0) for number in numbers]
         self.doors = [Door() for _ in numbers]
-        for balance, door in zip(self.balances, self.doors, strict=True):
-            balance.start([door])
-        for balance in self.balances:
-            balance.refresh()
+        for each, door in zip(self.balances, self.doors, strict=True):
+            each.start([door])
+        for each in self.balances:
+            each.refresh()
 
     def give(self, *active: int) -> None:
         for slot, streams in zip(self.slots, active, strict=True):
@@ -135,10 +140,74 @@ async def someone_always_takes() -> None:
         # Whatever the loads and in whatever order they look, at least one of them takes.
         for loads in ((0, 0, 0, 0), (5, 10, 20, 40), (40, 20, 10, 5), (1000, 0, 0, 1000), (7, 900, 8, 2)):
             four.give(*loads)
-            asked = [balance.mine() for balance in four.balances]
+            asked = [each.mine() for each in four.balances]
             assert True in asked
             await four.until(lambda: all(door.watching for door in four.doors))
 
 
 def test_whatever_the_loads_somebody_takes() -> None:
     asyncio.run(someone_always_takes())
+
+
+async def full_ones_leave_it() -> None:
+    async with office(3) as three:
+        for slot in three.slots:
+            slot[b.CAPACITY], slot[b.HEARTBEAT] = 3, now_ms()
+        three.give(3, 2, 3)
+        # As few as they are: who is full can only say 503.
+        assert not three.balances[0].mine()
+        assert three.balances[1].mine()
+        await three.until(lambda: three.doors[0].watching)
+        # Also for one who does not watch at this moment.
+        three.slots[1][b.ACCEPTING] = STEPPED_BACK
+        assert not three.balances[0].mine()
+        # Who is about to be full has no room, nor has one who takes none any more.
+        three.slots[1][b.PENDING] = 1
+        assert three.balances[0].mine()
+        three.slots[1][b.PENDING] = 0
+        three.slots[1][b.ACCEPTING] = 0
+        three.slots[1][b.DRAINING] = 1
+        assert three.balances[0].mine()
+        # One that is about to begin will have.
+        three.slots[1][b.DRAINING] = 0
+        assert not three.balances[0].mine()
+        await three.until(lambda: three.doors[0].watching)
+        # All are full: nobody waits for anything.
+        three.slots[1][b.ACCEPTING] = WATCHING
+        three.give(3, 3, 3)
+        assert [each.mine() for each in three.balances] == [True] * 3
+
+
+def test_a_full_worker_leaves_a_handoff_to_one_that_has_room() -> None:
+    asyncio.run(full_ones_leave_it())
+
+
+async def patience_ends() -> None:
+    async with office(2) as two:
+        for slot in two.slots:
+            slot[b.CAPACITY], slot[b.HEARTBEAT] = 3, now_ms()
+        two.give(3, 0)
+        begin = two.wheel.now()
+        while not two.balances[0].mine():
+            await two.until(lambda: two.doors[0].watching)
+        waited = two.wheel.now() - begin
+        assert waited >= balance._PATIENCE
+        # The other one hangs, which the next need not find out again; once it has taken one, it does not.
+        assert two.balances[0].mine()
+        two.slots[1][b.ACCEPTED] += 1
+        assert not two.balances[0].mine()
+
+
+def test_the_patience_for_one_that_does_not_take_it_has_an_end(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(balance, "_PATIENCE", 0.2)
+    asyncio.run(patience_ends())
+
+
+def test_no_client_is_told_503_while_any_worker_has_room(make_daemon: MakeDaemon) -> None:
+    daemon = make_daemon("[server]\nworkers = 2\nmax_streams = 4").start()
+    clients = [daemon.hand(shaped(1000, 1)) for _ in range(8)]
+    heads = [client.read_until(b"\r\n\r\n").split()[1] for client in clients]
+    assert heads == [b"200"] * 8
+    assert daemon.ask(shaped(1)).status == 503
+    for client in clients:
+        client.close()
