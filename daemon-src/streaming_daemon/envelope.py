@@ -15,14 +15,18 @@ import re
 from dataclasses import dataclass
 from typing import Any
 
-from .handoff import HandoffError, decode, kind_of
+from .handoff import HandoffError, kind_of
+from .strict_json import StrictError, decode
 
 VERSION = 2
+# JSON values in an envelope, and headers in each of its two lists. Apache takes 100 headers of a client by default.
+MAX_VALUES = 10_000
+MAX_HEADERS = 1000
 
 _ENVELOPE = re.compile(rb'\{"handoff":[ \t\r\n]*-?[0-9]+[ \t\r\n]*[,}]')
 _TOKEN = re.compile(r"[!#$%&'*+.^_`|~0-9A-Za-z-]+")
 _LINE_END = re.compile(r"[\r\n\0]")
-_HEADERS = 'an array of ["name", "value"] pairs'
+_HEADERS = f'an array of at most {MAX_HEADERS} ["name", "value"] pairs'
 
 Header = tuple[str, str]
 
@@ -81,7 +85,9 @@ def unpack(message: bytes, form: str = "auto") -> Parcel:
     if form == "plain" or (form == "auto" and not _ENVELOPE.match(message)):
         return Parcel(None, message)
     try:
-        value = decode(message.decode("utf-8"))
+        value = decode(message.decode("utf-8"), MAX_VALUES)
+    except StrictError as error:
+        raise HandoffError("the message", error.kind, error.allowed) from error
     except UnicodeDecodeError as error:
         raise HandoffError("the message", "not valid UTF-8", "a JSON object") from error
     except (ValueError, RecursionError) as error:
@@ -175,6 +181,8 @@ class _Members:
         pairs = self._value.get(name)
         if not isinstance(pairs, list):
             raise HandoffError(name, kind_of(pairs), _HEADERS)
+        if len(pairs) > MAX_HEADERS:
+            raise HandoffError(name, f"an array of {len(pairs)}", _HEADERS)
         result = []
         for index, pair in enumerate(pairs):
             where = f"{name}[{index}]"

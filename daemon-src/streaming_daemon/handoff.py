@@ -8,13 +8,16 @@ applications encode unset options so.
 
 from __future__ import annotations
 
-import json
 import math
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
+from .strict_json import StrictError, decode
+
+# JSON values in it, names of members not counted: 50 ms of parsing at most. A long conversation has some thousands.
+MAX_VALUES = 100_000
 MAX_ID = 128
 # Numbers of events are counted from 1. What a double holds exactly, since JavaScript passes them on.
 MAX_EVENT_NUMBER = 2**53 - 1
@@ -94,7 +97,9 @@ def parse_data(data: bytes | str) -> Handoff:
         text = (data if isinstance(data, str) else data.decode("utf-8")).strip("\0 \t\r\n")
         if not text:
             return Handoff()
-        value = decode(text)
+        value = decode(text, MAX_VALUES)
+    except StrictError as error:
+        raise HandoffError("the handoff data", error.kind, error.allowed) from error
     except UnicodeDecodeError as error:
         raise HandoffError("the handoff data", "not valid UTF-8", "a JSON object") from error
     except (ValueError, RecursionError) as error:
@@ -218,19 +223,3 @@ def kind_of(value: object) -> str:
         return "a boolean"
     names = {str: "a string", int: "a number", float: "a number", list: "an array", dict: "an object"}
     return names[type(value)]
-
-
-def _refuse_constant(name: str) -> object:
-    # Python would read NaN and Infinity, and write them back into the backend's request, where they are no JSON.
-    raise ValueError(name)
-
-
-# ``json.loads`` with an option builds such a decoder for every call.
-_DECODER = json.JSONDecoder(parse_constant=_refuse_constant)
-
-
-def decode(text: str) -> Any:
-    """A JSON text that somebody sent us; raises ValueError or RecursionError."""
-    if text.startswith("\ufeff"):
-        raise ValueError("a byte order mark")
-    return _DECODER.decode(text)

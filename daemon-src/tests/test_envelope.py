@@ -16,7 +16,7 @@ from typing import Any
 import pytest
 
 from daemon_harness import sealed_memfd
-from streaming_daemon.envelope import Endpoint, Parcel, unpack
+from streaming_daemon.envelope import MAX_HEADERS, MAX_VALUES, Endpoint, Parcel, unpack
 from streaming_daemon.handoff import HandoffError
 from streaming_daemon.payload import PayloadTooLargeError, data_of
 
@@ -193,15 +193,39 @@ def test_a_method_is_a_token(method: str) -> None:
         unpack(envelope(method=method))
 
 
-@pytest.mark.parametrize("nest", [10_000, 200_000])
+@pytest.mark.parametrize("nest", [100, 900, 3_000])
 def test_deep_nesting_is_an_error_not_a_crash(nest: int) -> None:
-    with pytest.raises(HandoffError, match=r"^the message is not valid JSON"):
+    with pytest.raises(HandoffError, match=r"^the message is nested too deeply, allowed is at most 100 arrays"):
         unpack(b'{"handoff":2,"x":' + b"[" * nest + b"]" * nest + b"}")
 
 
 def test_a_version_of_thousands_of_digits_is_an_error_not_a_crash() -> None:
     with pytest.raises(HandoffError):
         unpack(b'{"handoff":' + b"9" * 100_000 + b"}")
+
+
+def test_a_member_that_is_there_twice_is_refused_wherever_it_is() -> None:
+    """The first would be what another one checks, the last what this one does."""
+    good = envelope()
+    for bad in (
+        good[:-1] + b',"user":"admin","user":"eve"}',
+        good.replace(b'"client":{', b'"client":{"addr":"192.0.2.1",'),
+        good[:-1] + b',"new":[{"a":1,"a":1}]}',
+    ):
+        with pytest.raises(HandoffError, match=r"^the message is JSON that has a name twice"):
+            unpack(bad)
+
+
+def test_an_envelope_has_a_bounded_number_of_headers_and_values() -> None:
+    for name in ("headers", "response_headers"):
+        assert unpack(envelope(**{name: [["A", "x"]] * MAX_HEADERS})).request is not None
+        with pytest.raises(HandoffError, match=rf"^{name} is an array of 1001, allowed is an array of at most 1000 "):
+            unpack(envelope(**{name: [["A", "x"]] * (MAX_HEADERS + 1)}))
+    # It, its members, two endpoints of two, two empty lists that count as two, and the one that is more.
+    room = MAX_VALUES - 1 - len(json.loads(envelope())) - 4 - 2 - 1
+    assert unpack(envelope(more=[0] * room)).request is not None
+    with pytest.raises(HandoffError, match=r"^the message is of too many values, allowed is at most 10000"):
+        unpack(envelope(more=[0] * (room + 1)))
 
 
 def test_an_error_never_repeats_a_value() -> None:

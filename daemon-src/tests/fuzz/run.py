@@ -38,17 +38,22 @@ Law = Callable[[bytes], None]
 LARGEST = 4096
 
 
-# A good envelope, behind which one more member says something else: the last one counts.
-ENVELOPE = envelope()
-MEMBERS = [*sorted(json.loads(ENVELOPE)), "payload"]
+# A good envelope, of which one member says something else.
+ENVELOPE = json.loads(envelope())
+MEMBERS = [*sorted(ENVELOPE), "payload"]
+
+
+def with_member(name: str, value: bytes) -> bytes:
+    """The envelope with ``value`` for ``name``, the version first as Apache has it."""
+    members = {each: json.dumps(other).encode() for each, other in ENVELOPE.items()} | {name: value}
+    return b"{%b}" % b",".join(b'"%b":%b' % (each.encode(), other) for each, other in members.items())
 
 
 def message(data: bytes) -> None:
     """The bytes as a message; and all but the first as the value of the member that the first one names."""
     properties.law_of_messages(data)
     if data:
-        name = MEMBERS[data[0] % len(MEMBERS)].encode()
-        properties.law_of_messages(b'%b,"%b":%b}' % (ENVELOPE[:-1], name, data[1:]))
+        properties.law_of_messages(with_member(MEMBERS[data[0] % len(MEMBERS)], data[1:]))
 
 
 def sse(data: bytes) -> None:
@@ -71,7 +76,7 @@ def seeds(target: str) -> Iterator[bytes]:
             if "message" in vector:
                 yield bytes_of(vector["message"])
     for number, name in enumerate(MEMBERS):
-        yield bytes([number]) + json.dumps(json.loads(ENVELOPE).get(name)).encode()
+        yield bytes([number]) + json.dumps(ENVELOPE.get(name)).encode()
     yield bytes([MEMBERS.index("data")]) + json.dumps(json.dumps({"messages": [{"role": "user"}], "demo": {}})).encode()
 
 
