@@ -29,9 +29,11 @@ class HandoffError(ValueError):
 
     status = 400
 
-    def __init__(self, field: str, kind: str, allowed: str) -> None:
+    def __init__(self, field: str, kind: str, allowed: str, hint: str = "") -> None:
+        """``hint`` is for the journal alone."""
         super().__init__(f"{field} is {kind}, allowed is {allowed}" if kind else f"{field} {allowed}")
         self.field = field
+        self.hint = hint
 
 
 @dataclass(frozen=True, slots=True)

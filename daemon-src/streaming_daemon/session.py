@@ -356,7 +356,8 @@ class Session(Timed):
             self._schedule()
         except HandoffError as error:
             self._id = self._id or os.urandom(6).hex()
-            log.warning("id=%s bad handoff: %s: correct what was sent", quote(self._id), error)
+            hint = f" ({error.hint})" if error.hint else ""
+            log.warning("id=%s bad handoff: %s%s: correct what was sent", quote(self._id), error, hint)
             if error.status == 413:
                 self._limit = "payload"
             self._answer_with(error.status, "bad_request", "invalid_request", str(error))

@@ -9,6 +9,7 @@ from typing import Any
 
 import pytest
 
+from conftest import MakeDaemon
 from daemon_harness import envelope
 from streaming_daemon.backends import routing
 from streaming_daemon.backends.base import BackendSetupError
@@ -58,8 +59,11 @@ def test_the_application_may_ask_for_what_is_allowed_and_for_nothing_else(loop: 
     assert chosen(made, {"backend": "b"}) == "bd"
     assert chosen(made, {"backend": "c"}) == "c"
     for name in ("d", "a", "nobody", ""):
-        with pytest.raises(HandoffError, match=r"^backend is a name that is not to be chosen, allowed is b or c$"):
+        with pytest.raises(
+            HandoffError, match=r"^backend is a name that is not to be chosen, allowed is one that is$"
+        ) as no:
             chosen(made, {"backend": name})
+        assert no.value.hint == f"asked for is {name or '-'}, backend.allow_choice has b, c"
 
 
 def test_where_there_is_no_choice_the_member_is_the_applications_own(loop: asyncio.AbstractEventLoop) -> None:
@@ -127,3 +131,12 @@ def test_a_route_has_its_own_output_on_the_same_connections(loop: asyncio.Abstra
     assert (usual.output, raw.output, raw.name) == ("normalised", "passthrough", "m")  # type: ignore[attr-defined]
     assert usual.client is raw.client  # type: ignore[attr-defined]
     assert routing._with_output(made.backends["m"], "normalised") is not usual
+
+
+def test_the_names_that_are_allowed_are_for_the_journal_and_not_for_the_client(make_daemon: MakeDaemon) -> None:
+    daemon = make_daemon('[backend]\nallow_choice = ["b", "c"]\ndefault = "a"\n' + BACKENDS).start()
+    response = daemon.ask({"backend": "s3cr3t\n", "request_id": "r1"})
+    assert response.status == 400
+    assert response.json["error"]["message"] == "backend is a name that is not to be chosen, allowed is one that is"
+    line = daemon.wait_log("id=r1 bad handoff")
+    assert r'(asked for is "s3cr3t\n", backend.allow_choice has b, c): correct what was sent' in line

@@ -94,8 +94,9 @@ class Client:
             # Before anything else, so that nobody waits for a name whose address he could do nothing with.
             reserved = descriptors.Reservation(1, self._ceiling)
             try:
-                async with asyncio.timeout(self.connect_timeout):
-                    connection = await self._reach(reserved)
+                deadline = self.loop.time() + self.connect_timeout
+                async with asyncio.timeout_at(deadline):
+                    connection = await self._reach(reserved, deadline)
             finally:
                 reserved.release()
         except OSError as error:
@@ -105,35 +106,38 @@ class Client:
         self.opened += 1
         return connection
 
-    async def _reach(self, reserved: descriptors.Reservation) -> _Connection:
-        """``reserved`` is the descriptor for it."""
+    async def _reach(self, reserved: descriptors.Reservation, deadline: float) -> _Connection:
+        """``reserved`` is the descriptor for it. Of several addresses the first that answers."""
         if self._socket:
             reserved.release()
             _, connection = await self.loop.create_unix_connection(lambda: _Connection(self), self._socket)
             return connection
-        failure: OSError | None = None
-        for address in await self._addresses():
-            if failure is not None:
+        failures: list[tuple[str, OSError]] = []
+        addresses = await self._addresses()
+        for number, address in enumerate(addresses):
+            if failures:
                 reserved.reserve()
             reserved.release()
             try:
-                _, connection = await self.loop.create_connection(
-                    lambda: _Connection(self),
-                    address,
-                    self._port,
-                    ssl=self._tls,
-                    server_hostname=self._host if self._tls is not None else None,
-                )
+                # Whoever does not answer leaves as much time to each of the others.
+                async with asyncio.timeout((deadline - self.loop.time()) / (len(addresses) - number)):
+                    _, connection = await self.loop.create_connection(
+                        lambda: _Connection(self),
+                        address,
+                        self._port,
+                        ssl=self._tls,
+                        server_hostname=self._host if self._tls is not None else None,
+                    )
+                    return connection
             except OSError as error:
-                failure = failure or error
-            else:
-                return connection
-        raise failure or OSError(f"{self._host} has no address")
+                failures.append((address, error))
+        raise _all_of(failures)
 
     async def _addresses(self) -> list[str]:
         """Where the server is, in the order in which the resolver would have it tried."""
         if self._is_literal:
             return [self._host]
+        # Never an empty list: a name without addresses is an error.
         found = await self.loop.getaddrinfo(self._host, self._port, type=socket.SOCK_STREAM)
         return list(dict.fromkeys(str(entry[4][0]) for entry in found))
 
@@ -272,7 +276,8 @@ class Exchange(Timed):
         except (OSError, ValueError) as error:
             # ValueError: a host name that cannot be encoded for DNS.
             self._task = None
-            self.on_failure("unavailable", f"cannot connect to {where}: {error}")
+            detail = "; ".join([str(error), *getattr(error, "__notes__", [])])
+            self.on_failure("unavailable", f"cannot connect to {where}: {detail}")
         else:
             self._task = None
             if connection.usable():
@@ -332,6 +337,14 @@ def _is_vague(error: OSError) -> bool:
     """Whether its cause may be that a file could not be opened: resolvers and TLS open some, and say anything but that.
     Of a resolver it is "Name or service not known", of a certificate "unable to get local issuer certificate"."""
     return isinstance(error, socket.gaierror | ssl.SSLError)
+
+
+def _all_of(failures: list[tuple[str, OSError]]) -> OSError:
+    """What is told of a server none of whose addresses can be reached: silence is the least that can be said."""
+    told = next((error for _, error in failures if not isinstance(error, TimeoutError)), failures[0][1])
+    if len(failures) > 1:
+        told.add_note(", ".join(f"{address}: {str(error) or 'no answer'}" for address, error in failures))
+    return told
 
 
 def _is_literal(host: str) -> bool:

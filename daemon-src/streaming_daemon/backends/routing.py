@@ -10,6 +10,7 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Callable, Iterable
 
+from ..access_log import quote
 from ..board import Slot
 from ..config import Config, Route
 from ..envelope import Request
@@ -46,8 +47,9 @@ class Router:
         if handoff.backend is not None and self._choices:
             chosen = self._choices.get(handoff.backend)
             if chosen is None:
-                allowed = " or ".join(self._choices)
-                raise HandoffError("backend", "a name that is not to be chosen", allowed)
+                # What backends there are is nothing that a browser has to know.
+                hint = f"asked for is {quote(handoff.backend)}, backend.allow_choice has {', '.join(self._choices)}"
+                raise HandoffError("backend", "a name that is not to be chosen", "one that is", hint)
             return chosen
         if self._routes:
             facts = (
