@@ -191,6 +191,7 @@ STREAMS: Final = _slot.counters(
         "overloaded",
         "timeout",
         "buffer_full",
+        "resumed",
     ),
 )
 LIMITED: Final = _slot.counters(

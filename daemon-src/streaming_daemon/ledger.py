@@ -18,7 +18,8 @@ _REASONS = {
     "backend_error": "backend",
     "drained": "canceled",
 }
-_NOT_COUNTED = ("done", "bad_request", "overloaded")
+# "resumed": the client has another connection for the same answer.
+_NOT_COUNTED = ("done", "bad_request", "overloaded", "resumed")
 
 
 class Ledger:

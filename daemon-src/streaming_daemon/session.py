@@ -20,6 +20,7 @@ the kernel refuses bytes, and all deadlines share one entry on the wheel.
 from __future__ import annotations
 
 import asyncio
+import math
 import os
 import socket
 import struct
@@ -421,6 +422,10 @@ class Session(Timed):
         after = wanted_after(handoff, request)
         key = key_of(handoff, request)
         answer = streams.answers.get(key) if streams.answers is not None else None
+        if answer is not None and streams.limit.crowded(self._fd):
+            # Its place is the answer's, or none at all, but its descriptor is its own.
+            self._refuse(NO_DESCRIPTORS)
+            return True
         if answer is not None:
             self._read_on(answer, after)
             return True
@@ -606,8 +611,8 @@ class Session(Timed):
             # Nothing of ours may stand between the backend's bytes, but before them an interim response may.
             if self._state is State.STARTING and self._interim:
                 self._send(http.CONTINUE)
-            elif self._state is State.STREAMING:
-                # In the middle of a body nothing can be asked: who stops listening is believed, as by other proxies.
+            elif self._state in (State.STARTING, State.STREAMING):
+                # Elsewhere nothing can be asked: who stops sending is believed to be gone, as by other proxies.
                 self.drop("client_gone")
         elif self._state in (State.STARTING, State.STREAMING):
             # FIN alone may be a client that is merely done with sending. Only a write tells: it makes the kernel of a
@@ -616,7 +621,7 @@ class Session(Timed):
 
     def on_timer(self, now: float) -> None:
         config = self._streams.config
-        if self._out is not None and now >= self._blocked_since + config.write_timeout:
+        if self._out is not None and now >= min(self._blocked_since + config.write_timeout, self._last_moment()):
             self.drop_slow("write_timeout")
             return
         if self._state in (State.STARTING, State.STREAMING):
@@ -638,6 +643,13 @@ class Session(Timed):
             self._answer_with(504, "timeout", kind, message)
         else:
             self._fail(kind, message, "timeout")
+
+    def _last_moment(self) -> float:
+        """Until when the client may read what was produced for it in time, however steadily it does."""
+        config = self._streams.config
+        if not config.max_duration or self._state is not State.FINISHING:
+            return math.inf
+        return self._started + config.max_duration + config.write_timeout
 
     def _comment_due(self) -> float:
         """When the client has to be sent a comment, 0 for never."""
@@ -780,7 +792,7 @@ class Session(Timed):
         config = self._streams.config
         due = []
         if self._out is not None:
-            due.append(self._blocked_since + config.write_timeout)
+            due.append(min(self._blocked_since + config.write_timeout, self._last_moment()))
         if self._state is not State.FINISHING:
             if config.max_duration:
                 due.append(self._started + config.max_duration)

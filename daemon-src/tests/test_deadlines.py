@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import random
 import socket
@@ -101,6 +102,24 @@ def test_a_deadline_does_not_free_a_client_from_reading(make_daemon: MakeDaemon)
     line = fields(daemon.wait_log("stream id=stuck "))
     assert line["outcome"] == "write_timeout"
     stuck.close()
+
+
+def narrow_pair() -> tuple[socket.socket, socket.socket]:
+    """The kernel keeps next to nothing for the client, so that it waits in the daemon."""
+    ours, theirs = socket.socketpair()
+    theirs.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, 4096)
+    return ours, theirs
+
+
+def test_who_reads_a_little_now_and_then_does_not_keep_a_stream_for_ever(make_daemon: MakeDaemon) -> None:
+    daemon = make_daemon("[server]\nmax_duration = 1.0\nwrite_timeout = 1.5").start()
+    client = daemon.hand(shaped(100_000, request_id="drip"), pair=narrow_pair)
+    with contextlib.suppress(ConnectionResetError):
+        # Often enough for every write_timeout; what waits would take it ten seconds.
+        while "stream id=drip" not in daemon.log() and client.sock.recv(700):
+            time.sleep(0.1)  # the pace of this client
+    assert fields(daemon.wait_log("stream id=drip "))["outcome"] == "write_timeout"
+    client.close()
 
 
 # Hanging up -----------------------------------------------------------------------------------------------------------
@@ -293,8 +312,11 @@ def test_a_silent_upstream_is_given_no_head_and_no_comment(make_llm: MakeLLM, ma
     assert (response.status, response.json["error"]["type"]) == (504, "first_event_timeout")
 
 
+@pytest.mark.parametrize(
+    "message", [envelope({}), envelope({}, protocol="HTTP/1.0"), b"{}"], ids=["1.1", "1.0", "plain"]
+)
 def test_who_leaves_before_an_upstream_answers_is_noticed_within_a_second(
-    make_llm: MakeLLM, make_daemon: MakeDaemon
+    make_llm: MakeLLM, make_daemon: MakeDaemon, message: bytes
 ) -> None:
     requests: list[LLMRequest] = []
 
@@ -302,7 +324,7 @@ def test_who_leaves_before_an_upstream_answers_is_noticed_within_a_second(
         requests.append(request)
         request.wait_closed()
 
-    client = passing(make_llm, make_daemon, script).hand(envelope({}), pair=tcp_pair)
+    client = passing(make_llm, make_daemon, script).hand(message, pair=tcp_pair)
     wait_for(lambda: requests, "the request")
     client.close()
     assert requests[0].closed.wait(1)

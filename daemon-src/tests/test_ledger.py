@@ -41,12 +41,17 @@ def test_every_outcome_is_counted_once(outcome: str) -> None:
     assert words[b.STREAMS.get(outcome, b.STREAMS["other"])] == 1
 
 
+def test_a_client_that_came_back_for_its_answer_has_an_outcome_of_its_own() -> None:
+    assert entered(outcome="resumed").words[b.STREAMS["resumed"]] == 1
+
+
 @pytest.mark.parametrize(
     ("outcome", "reason"),
     [
         ("done", None),
         ("bad_request", None),
         ("overloaded", None),
+        ("resumed", None),
         ("client_gone", "client_disconnected"),
         ("write_timeout", "slow_client"),
         ("buffer_full", "slow_client"),

@@ -574,3 +574,22 @@ def test_a_base_url_names_a_host_or_a_socket() -> None:
     assert client("unix:/run/x.sock") == ("/run/x.sock", "localhost", "")
     assert client("unix:/run/x.sock:/v1") == ("/run/x.sock", "localhost", "/v1")
     loop.close()
+
+
+@pytest.mark.parametrize("config", [RESPONSES, MESSAGES], ids=["responses", "messages"])
+def test_a_server_cannot_begin_tool_calls_without_end(config: ModelConfig) -> None:
+    """Each is looked for among all before it, by every piece of its arguments."""
+
+    def begin(number: int) -> dict[str, Any]:
+        if config is MESSAGES:
+            block = {"type": "tool_use", "id": "c", "name": "w"}
+            return {"type": "content_block_start", "index": number, "content_block": block}
+        item = {"type": "function_call", "call_id": "c", "name": "w"}
+        return {"type": "response.output_item.added", "output_index": number, "item": item}
+
+    bench = Bench(config)
+    heard = bench.hear(named(*(begin(number) for number in range(1000))), end=False)
+    assert heard.failure is not None
+    assert heard.failure.kind == "backend_protocol"
+    assert len(heard.tools) == llm.MOST_TOOL_CALLS
+    assert bench.line.fate == "aborted"

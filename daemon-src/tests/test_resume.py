@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import re
+import resource
 import signal
 import socket
 import threading
@@ -371,3 +372,26 @@ def test_answers_nobody_came_back_for_make_room_when_memory_is_short(make_daemon
     assert statuses.count(410) >= 1
     assert statuses.count(200) >= 1
     assert daemon.ask(shaped(1)).complete
+
+
+def test_who_comes_back_when_descriptors_are_short_is_told_to_come_later(make_daemon: MakeDaemon) -> None:
+    daemon = make_daemon()
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (100, hard))
+    try:
+        daemon.start()
+    finally:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
+    first = daemon.ask(message(resumable(20)))
+    running = []
+    while True:
+        running.append(daemon.hand(shaped(1000, 1)))
+        if b" 503 " in running[-1].read_until(b"\r\n"):
+            break
+    back = daemon.ask(message(resumable(20), 5))
+    assert (back.status, back.json["error"]["type"]) == (503, "overloaded")
+    assert int(back.headers["retry-after"]) > 0
+    for client in running:
+        client.close()
+    wait_for(lambda: daemon.ask(shaped(1)).complete, "descriptors again")
+    assert numbers(daemon.ask(message(resumable(20), 5))) == numbers(first)[5:]

@@ -33,6 +33,8 @@ from .http_client import Client, Exchange, Pair
 from .json_codec import loads
 from .sse import Event, SSEError, SSEReader
 
+# In one answer. Every piece of the arguments looks for its call among them.
+MOST_TOOL_CALLS = 256
 _MAX_ERROR_BODY = 16 * 1024
 _TOKEN = re.compile(r"[A-Za-z0-9_.-]{1,64}")
 _RETRY_AFTER = re.compile(rb"[0-9]{1,9}|[A-Za-z]{3}, [A-Za-z0-9: ]{20,26}")
@@ -237,6 +239,9 @@ class ModelCall(Exchange):
         """A call of a tool begins."""
         if self._tools is None:
             self._tools = []
+        if len(self._tools) >= MOST_TOOL_CALLS:
+            self._error = self._strange(f"more than {MOST_TOOL_CALLS} calls of tools")
+            return
         self._tools.append(key)
         function = {"name": name, "arguments": arguments}
         index = len(self._tools) - 1
