@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import signal
 import sys
 import time
 from pathlib import Path
@@ -159,6 +160,16 @@ time.sleep(60)
     daemon.wait_log("stream id=r1 .*outcome=client_gone")
     # It does not listen to SIGTERM, so SIGKILL has to come.
     wait_for(lambda: not any(map(alive, pids)), "program and child to be ended")
+
+
+def test_a_program_does_not_outlive_the_worker_that_is_killed(program: Program) -> None:
+    daemon = program("print(os.getpid())\ntime.sleep(60)", 'format = "lines"')
+    client = daemon.hand(DATA)
+    pid = int(json.loads(client.read_until(b"\\n").rpartition(b"data: ")[2])["content"])
+    [worker] = daemon.workers()
+    os.kill(worker, signal.SIGKILL)
+    wait_for(lambda: not alive(pid), "the program to be ended")
+    client.close()
 
 
 def test_children_that_outlive_the_program_do_not_keep_the_answer_open(program: Program) -> None:

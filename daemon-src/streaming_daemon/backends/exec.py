@@ -4,7 +4,8 @@ Which program and which arguments is the configuration's to say, and no shell ev
 arrives on standard input, as one JSON object, and nowhere else: not in the arguments, not in the environment.
 
 The program leads a process group of its own. Whoever cancels the call sends it SIGTERM, and SIGKILL when it is still
-there after ``KILL_AFTER``; whatever of the group outlives the program itself is killed at once.
+there after ``KILL_AFTER``; whatever of the group outlives the program itself is killed at once. A worker that dies can
+do none of this: the kernel ends the program then (PR_SET_PDEATHSIG), but not what that has started.
 """
 
 from __future__ import annotations
@@ -35,6 +36,9 @@ _STDERR_LINE = 200
 # where its end is awaited by a pidfd. Three of them stay.
 _FDS_TO_START = 9
 _STDIN, _STDOUT, _STDERR = 0, 1, 2
+# Becomes the program, and has it killed with its parent. Of util-linux, which every Debian has; to do the same between
+# fork and exec would be to run Python in the child of a process with threads.
+_TIE = ("/usr/bin/setpriv", "--pdeathsig", "KILL", "--")
 # S108: /tmp is the unit's own (PrivateTmp=), and nothing here writes to it.
 _ENVIRONMENT = {"PATH": "/usr/local/bin:/usr/bin:/bin", "LANG": "C.UTF-8", "HOME": "/", "TMPDIR": "/tmp"}  # noqa: S108
 
@@ -58,6 +62,7 @@ class ExecBackend:
         self.config = config
         self.loop = loop
         self.wheel = wheel
+        self.command = (*(_TIE if os.access(_TIE[0], os.X_OK) else ()), *config.command)
         self.ceiling = descriptors.ceiling()
         self.environment = {**_ENVIRONMENT, **config.environment}
         # Those that were cancelled and are still dying count too: they are processes.
@@ -163,7 +168,7 @@ class ExecCall(Timed, asyncio.SubprocessProtocol):
             descriptors.Reservation(_FDS_TO_START, backend.ceiling).release()
             await backend.loop.subprocess_exec(
                 lambda: self,
-                *config.command,
+                *backend.command,
                 env=backend.environment,
                 cwd="/",
                 start_new_session=True,
