@@ -89,19 +89,19 @@ class Siblings:
         owner = self._owner(key)
         if owner is None or owner == self._name:
             return Passed.NOBODY
-        with socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET) as sock:
-            sock.setblocking(False)
-            try:
+        try:
+            with socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET) as sock:
+                sock.setblocking(False)
                 # As much as its first sender's buffer may have taken.
                 sock.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, MAX_MESSAGE)
                 sock.connect(self._address(owner))
                 ancillary = [(socket.SOL_SOCKET, socket.SCM_RIGHTS, array.array("i", fds))]
                 sock.sendmsg([message or b"\0"], ancillary, socket.MSG_NOSIGNAL)
-            except (ConnectionRefusedError, FileNotFoundError):
-                return Passed.NOBODY
-            except OSError as error:
-                log.warning("a client's answer is in another worker (%s), which cannot take it: %s", owner, error)
-                return Passed.BUSY
+        except (ConnectionRefusedError, FileNotFoundError):
+            return Passed.NOBODY
+        except OSError as error:
+            log.warning("a client's answer is in another worker (%s), which cannot take it: %s", owner, error)
+            return Passed.BUSY
         return Passed.YES
 
     def close(self) -> None:

@@ -24,6 +24,7 @@ from daemon_harness import Daemon, Response, wait_for
 from llm_server import SSE_HEAD
 from llm_server import Request as LLMRequest
 from streaming_daemon import descriptors
+from streaming_daemon.siblings import Passed, Siblings
 from streaming_daemon.wheel import TimerWheel
 
 httptools = pytest.importorskip("httptools")
@@ -139,6 +140,17 @@ def test_a_host_without_files_is_no_fault_of_the_backend(number: int) -> None:
 def test_a_backend_that_refuses_during_a_shortage_has_refused() -> None:
     refused = ConnectionRefusedError(errno.ECONNREFUSED, "Connection refused")
     assert type(connect("http://192.0.2.1", refused, noted=True)[0]) is ConnectionRefusedError
+
+
+def test_to_hand_a_client_to_another_worker_takes_a_descriptor_and_none_is_no_fault_of_ours(tmp_path: Path) -> None:
+    here = Siblings(tmp_path / "answers")
+    (tmp_path / "answers" / "key").symlink_to("worker-1")
+    with at_most(descriptors.lowest()):
+        assert here.pass_on("key", b"x", [0]) is Passed.BUSY
+    # There is no such worker.
+    assert here.pass_on("key", b"x", [0]) is Passed.NOBODY
+    here.sock.close()
+    here.close()
 
 
 def silent(request: LLMRequest) -> None:
