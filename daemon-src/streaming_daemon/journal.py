@@ -5,7 +5,8 @@ for which it has a datagram socket: one datagram per entry, ``NAME=value`` lines
 length in front. Only lines with fields take that way: the journal learns from stderr's connection, once, whose lines
 they are, and from a datagram only as long as its sender lives.
 
-A journal that does not keep up must not hold up streams: an entry that would have to wait is dropped, and counted.
+A journal that does not keep up must not hold up streams: an entry that would have to wait is dropped, and counted; so
+is a line, because stderr is the journal's own socket and does not wait either.
 See systemd.exec(5) for $JOURNAL_STREAM and systemd.io/JOURNAL_NATIVE_PROTOCOL for the datagram.
 """
 
@@ -20,6 +21,8 @@ from collections.abc import Callable, Mapping
 
 SOCKET = "/run/systemd/journal/socket"
 _IDENTIFIER = "streaming-daemon"
+# Of lines that are begun; more than one is only kept where the first was taken in part.
+_MOST_WAITING = 16 * 1024
 _PRIORITY = {logging.DEBUG: 7, logging.INFO: 6, logging.WARNING: 4, logging.ERROR: 3, logging.CRITICAL: 2}
 
 Fields = Mapping[str, str | int | float | None]
@@ -36,10 +39,11 @@ def is_stderr(environ: Mapping[str, str]) -> bool:
 
 def handler(environ: Mapping[str, str], path: str = SOCKET) -> logging.Handler:
     """The handler for all that this process logs."""
-    lines = logging.StreamHandler(sys.stderr)
     if not is_stderr(environ):
-        lines.setFormatter(logging.Formatter())
-        return lines
+        plain = logging.StreamHandler(sys.stderr)
+        plain.setFormatter(logging.Formatter())
+        return plain
+    lines = LineHandler(sys.stderr.fileno())
     lines.setFormatter(_PrefixFormatter())
     sock = socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM)
     sock.setblocking(False)
@@ -57,6 +61,37 @@ class _PrefixFormatter(logging.Formatter):
     def format(self, record: logging.LogRecord) -> str:
         prefix = f"<{_PRIORITY.get(record.levelno, 6)}>"
         return "\n".join(prefix + line for line in super().format(record).splitlines())
+
+
+class LineHandler(logging.Handler):
+    """Writes lines to a descriptor and never waits for its reader. What is begun is finished before anything else."""
+
+    def __init__(self, fd: int) -> None:
+        super().__init__()
+        self._fd = fd
+        self._rest = b""
+        self._dropped = 0
+        os.set_blocking(fd, False)
+
+    def emit(self, record: logging.LogRecord) -> None:
+        data = self._rest
+        if len(data) <= _MOST_WAITING:
+            if self._dropped:
+                data += self._line(_confession(self._dropped, "lines"))
+            data += self._line(record)
+        try:
+            written = os.write(self._fd, data)
+        except OSError:
+            written = 0
+        if not written or data is self._rest:
+            self._dropped += 1
+            self._rest = self._rest[written:]
+        else:
+            self._dropped = 0
+            self._rest = data[written:]
+
+    def _line(self, record: logging.LogRecord) -> bytes:
+        return self.format(record).encode("utf-8", "backslashreplace") + b"\n"
 
 
 class JournalHandler(logging.Handler):
@@ -95,9 +130,13 @@ class JournalHandler(logging.Handler):
 
     def _confess(self) -> None:
         if self._dropped:
-            text = f"the journal did not keep up: {self._dropped} lines about streams are missing"
-            self._dropped = 0
-            self._lines.handle(logging.LogRecord(_IDENTIFIER, logging.WARNING, "", 0, text, None, None))
+            dropped, self._dropped = self._dropped, 0
+            self._lines.handle(_confession(dropped, "lines about streams"))
+
+
+def _confession(count: int, what: str) -> logging.LogRecord:
+    text = f"the journal did not keep up: {count} {what} are missing"
+    return logging.LogRecord(_IDENTIFIER, logging.WARNING, "", 0, text, None, None)
 
 
 def encode(fields: Fields) -> bytes:

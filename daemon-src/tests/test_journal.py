@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import contextlib
 import io
 import logging
 import os
+import re
 import select
+import signal
 import socket
 import struct
 from collections.abc import Iterator
@@ -116,6 +119,42 @@ def test_a_journal_that_does_not_keep_up_holds_up_nobody_and_hears_of_it(running
     assert 0 < count < 2000
     running.log.info("stream", extra={"fields": dict})
     assert running.line() == f"<4>the journal did not keep up: {2000 - count} lines about streams are missing\n"
+
+
+def test_plain_lines_do_not_wait_for_the_journal_either_and_none_is_cut_in_two(running: Journal) -> None:
+    # More than any pipe holds; whoever waited would wait for ever.
+    with stuck_after(30):
+        for number in range(2000):
+            running.log.warning("line %d %s", number, "x" * 1000)
+    kept = [running.line() for _ in range(20)]
+    # There is room again.
+    running.log.warning("later")
+    while not kept[-1].endswith("later\n"):
+        kept.append(running.line())
+    assert all(re.fullmatch(r"<4>line \d+ x{1000}\n", line) for line in kept[:-2])
+    numbers = [int(line.split()[1]) for line in kept[:-2]]
+    assert numbers == list(range(len(numbers)))
+    assert kept[-2] == f"<4>the journal did not keep up: {2000 - len(numbers)} lines are missing\n"
+
+
+class StuckError(BaseException):
+    """No Exception, which a handler of logging would catch, and go on."""
+
+
+@contextlib.contextmanager
+def stuck_after(seconds: int) -> Iterator[None]:
+    """Where nothing else ends a system call that waits."""
+
+    def give_up(*_: object) -> None:
+        raise StuckError
+
+    before = signal.signal(signal.SIGALRM, give_up)
+    signal.alarm(seconds)
+    try:
+        yield
+    finally:
+        signal.alarm(0)
+        signal.signal(signal.SIGALRM, before)
 
 
 @pytest.mark.parametrize("stream", ["", "1:2", "nonsense"])
