@@ -3,8 +3,9 @@
 usage: run.py message|sse --seconds N --work DIRECTORY
 
 Coverage-guided by atheris, from the vectors that all implementations share on; the laws are those of properties.py. A
-finding is written to DIRECTORY/TARGET-crash-..., and `run.py TARGET FILE` tries it again. Where atheris is not
-installed (it has wheels for few platforms), hypothesis tries for as long, without knowing what it reaches, and says so.
+finding is written to DIRECTORY/TARGET-crash-..., and `run.py TARGET FILE` tries it again. atheris has wheels for few
+platforms: elsewhere hypothesis tries for as long, without knowing what it reaches, and says so. Where there are wheels
+it has to be installed, because a guess is no fuzzing; `--guess` does without all the same.
 """
 
 from __future__ import annotations
@@ -13,6 +14,7 @@ import argparse
 import contextlib
 import importlib
 import json
+import platform
 import sys
 import time
 from collections.abc import Callable, Iterator
@@ -34,6 +36,8 @@ with atheris.instrument_imports(include=["streaming_daemon"]) if atheris else co
     from daemon_harness import envelope
     from test_envelope import bytes_of
 
+# As script/requirements-test.txt has it.
+HAS_WHEELS = platform.machine() == "x86_64" and sys.version_info < (3, 14)
 Law = Callable[[bytes], None]
 LARGEST = 4096
 
@@ -109,7 +113,7 @@ def guess(target: str, seconds: int) -> None:
 
     while time.monotonic() < deadline:
         attempt()
-    print(f"{target}: atheris is not installed; hypothesis tried {tried} cases without coverage's guidance")
+    print(f"{target}: without atheris; hypothesis tried {tried} cases without coverage's guidance")
 
 
 def main() -> int:
@@ -118,13 +122,17 @@ def main() -> int:
     parser.add_argument("file", nargs="*", type=Path, help="findings to try again, instead of fuzzing")
     parser.add_argument("--seconds", type=int, default=20)
     parser.add_argument("--work", type=Path, default=ROOT / ".cache/fuzz-daemon", help="corpus and findings")
+    parser.add_argument("--guess", action="store_true", help="do without atheris")
     options = parser.parse_args()
     for path in options.file:
         TARGETS[options.target](path.read_bytes())
     if options.file:
         return 0
-    if atheris is not None:
+    if atheris is not None and not options.guess:
         fuzz(options.target, options.seconds, options.work)
+    elif HAS_WHEELS and not options.guess:
+        print("atheris is not installed: run script/bootstrap test, or say --guess to do without", file=sys.stderr)
+        return 1
     else:
         guess(options.target, options.seconds)
     return 0
