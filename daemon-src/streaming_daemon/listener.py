@@ -338,6 +338,10 @@ class _Peer(Timed):
         else:
             self._listener.receiver(sock, message, others)
 
+    def _left_without(self, size: int, flags: int) -> bool:
+        """Whether that was the end of a peer of which nothing has come."""
+        return size == 0 and flags != -1 and not self._fds and not self._cut
+
     def _left(self) -> None:
         """The peer closed without a message, which is what a declined one should do."""
         if self._declined:
@@ -359,6 +363,10 @@ class _PacketPeer(_Peer):
 
     def read(self) -> bool:
         received = self._receive()
+        if received is not None and self._left_without(*received):
+            # Linux looks whether the queue is empty and then, not in one step, whether the peer has gone: it may have
+            # sent and closed in between (unix_dgram_recvmsg, net/unix/af_unix.c). Now that it has gone, this is final.
+            received = self._receive()
         if received is None:
             return False
         size, flags = received
@@ -366,7 +374,7 @@ class _PacketPeer(_Peer):
             return True
         if flags & socket.MSG_TRUNC:
             self.drop("too_large", f"it is longer than {MAX_MESSAGE} bytes")
-        elif not size and not self._fds and not self._cut:
+        elif self._left_without(size, flags):
             self._left()
         else:
             self._deliver(bytes(memoryview(self._listener.buffer)[:size]))
@@ -393,7 +401,7 @@ class _StreamPeer(_Peer):
                 if len(self._data) > MAX_MESSAGE:
                     self.drop("too_large", f"it is longer than {MAX_MESSAGE} bytes")
                     return True
-            elif not self._data and not self._fds and not self._cut:
+            elif not self._data and self._left_without(size, flags):
                 self._left()
                 return True
             else:

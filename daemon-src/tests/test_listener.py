@@ -69,7 +69,7 @@ class Room:
             sock.close()
 
     async def until(self, condition: Callable[[], object]) -> None:
-        async with asyncio.timeout(10):
+        async with asyncio.timeout(60):
             while not condition():
                 await asyncio.sleep(0.01)
 
@@ -190,5 +190,45 @@ def test_while_there_is_room_nothing_is_looked_at_twice(tmp_path: Path, monkeypa
         await room.until(lambda: len(room.got) == 3)
         for client in clients:
             client.close()
+
+    asyncio.run(play())
+
+
+class Hasty:
+    """A socket that says once that its peer has gone, as Linux does where the peer sent and went in that moment."""
+
+    def __init__(self, sock: socket.socket) -> None:
+        self._sock = sock
+        self._said = False
+
+    def recvmsg_into(self, *arguments: object) -> object:
+        if not self._said:
+            self._said = True
+            return 0, [], socket.MSG_CMSG_CLOEXEC, None
+        return self._sock.recvmsg_into(*arguments)  # type: ignore[arg-type]
+
+    def __getattr__(self, name: str) -> object:
+        return getattr(self._sock, name)
+
+
+def test_a_message_that_came_while_its_end_was_looked_for_is_found(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def peer(listener: Listener, sock: socket.socket) -> object:
+        return original(listener, Hasty(sock))  # type: ignore[arg-type]
+
+    original = module._PacketPeer
+    monkeypatch.setattr(module, "_PacketPeer", peer)
+
+    async def play() -> None:
+        room = Room("seqpacket", tmp_path, 30.0)
+        client = hand(room, b"late")
+        with socket.socket(socket.AF_UNIX, KINDS["seqpacket"]) as empty:
+            empty.connect(str(room.path))
+        room.listener.start()
+        await room.until(lambda: room.slot[board.HANDOFF_ERRORS["network"]])
+        assert room.got == [(b"late", 1)]
+        assert (room.listener.pending, room.slot[board.HANDOFF_ERRORS["network"]]) == (0, 1)
+        client.close()
 
     asyncio.run(play())
