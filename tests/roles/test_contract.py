@@ -16,7 +16,7 @@ from typing import Any
 
 import pytest
 import yaml
-from generate_readme import ROLES, ROOT
+from generate_readme import PLAYBOOKS, ROLES, ROOT
 from in_process import DEBIAN
 from test_refusals import TABLE, message
 
@@ -150,7 +150,7 @@ def test_nothing_is_used_that_a_later_ansible_takes_away(run):
 @pytest.mark.parametrize("core", CORES)
 def test_every_playbook_is_understood(core, tmp_path):
     hosts = ["-i", "examples/inventory/one-host"]
-    for name in ("site.yml", *(str(path.relative_to(ROOT)) for path in (ROOT / "playbooks").glob("*[!a].yml"))):
+    for name in ("site.yml", *(f"playbooks/{name}.yml" for name in PLAYBOOKS)):
         done = playbook(core, tmp_path, *hosts, "--syntax-check", name)
         assert done.returncode == 0, done.stdout + done.stderr
 
