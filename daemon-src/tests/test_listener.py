@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import gc
 import os
 import resource
 import socket
@@ -85,8 +86,12 @@ class Room:
 @pytest.fixture(autouse=True)
 def few() -> Iterator[None]:
     before = resource.getrlimit(resource.RLIMIT_NOFILE)
+    # What another test has forgotten to close must not be closed, and be free, in the middle of this one.
+    gc.collect()
+    gc.disable()
     resource.setrlimit(resource.RLIMIT_NOFILE, (LIMIT, before[1]))
     yield
+    gc.enable()
     resource.setrlimit(resource.RLIMIT_NOFILE, before)
     for room in Room.all:
         room.close()
