@@ -12,6 +12,9 @@ write fails half way (a full disk), every file goes back to what it was.
 
 So at no moment does a file that Apache refuses lie where the next start, the
 next log rotation or the next reboot would find it.
+
+What was at a path before a change set first touched it is kept until the
+change set is taken away again, which is a transaction like any other.
 """
 
 from __future__ import annotations
@@ -35,8 +38,10 @@ options:
     description:
       - With V(present), the files and links are as given.
       - With V(restored), the last change set of this name is undone.
+      - With V(absent), every change set of this name is undone. Each path gets back what was there before the first of
+        them, unless a text there is no longer ours, or a link would lead nowhere.
     type: str
-    choices: [present, restored]
+    choices: [present, restored, absent]
     default: present
   confdir:
     description: Apache's configuration directory.
@@ -140,9 +145,15 @@ adopted:
 tested:
   description: Whether Apache judged the change. In check mode false when Apache or a source is not there yet.
   type: bool
-  returned: when state is present
+  returned: when state is present or absent
+kept:
+  description: Paths that state V(absent) left alone, because what is there now is somebody else's.
+  type: list
+  elements: str
+  returned: when state is absent
 """
 
+import contextlib
 import hashlib
 import json
 import os
@@ -322,22 +333,60 @@ def refuse_taken_ports(module):
             )
 
 
+def write_states(root, states):
+    """Keep (path, state, binary) in a directory of its own, which never exists half written."""
+    staging = root + ".new"
+    shutil.rmtree(staging, ignore_errors=True)
+    os.makedirs(staging, mode=0o700)
+    index = []
+    for number, (path, state, binary) in enumerate(states):
+        record = {"path": path, "kind": state[0] if state else None, "binary": binary}
+        if state and state[0] == "link":
+            record["target"] = state[1]
+        elif state:
+            record["mode"] = state[2]
+            record["blob"] = f"{number}-{os.path.basename(path)}"
+            put(os.path.join(staging, record["blob"]), ("file", state[1], 0o600))
+        index.append(record)
+    put(os.path.join(staging, "index.json"), ("file", json.dumps(index, indent=1).encode(), 0o600))
+    shutil.rmtree(root, ignore_errors=True)
+    os.rename(staging, root)
+
+
+def read_states(root):
+    """Return the (path, state, binary) that are kept in a directory."""
+    try:
+        with open(os.path.join(root, "index.json"), encoding="utf-8") as handle:
+            index = json.load(handle)
+    except FileNotFoundError:
+        return []
+    states = []
+    for record in index:
+        state = None
+        if record["kind"] == "link":
+            state = ("link", record["target"])
+        elif record["kind"] == "file":
+            with open(os.path.join(root, record["blob"]), "rb") as handle:
+                state = ("file", handle.read(), record["mode"])
+        states.append((record["path"], state, record["binary"]))
+    return states
+
+
+def kept_in(module, kind):
+    """Return the directory with the previous states, or with those from before the first change set."""
+    name = module.params["name"] if kind == "previous" else os.path.join("original", module.params["name"])
+    return os.path.join(module.params["backup_dir"], name)
+
+
 def save(module, entries, adopted):
     """Keep the previous states, so that they can be restored by this run or a later one."""
-    root = os.path.join(module.params["backup_dir"], module.params["name"])
-    shutil.rmtree(root, ignore_errors=True)
-    os.makedirs(root, mode=0o700)
-    index = []
-    for number, entry in enumerate(entries):
-        record = {"path": entry.path, "kind": entry.before[0] if entry.before else None}
-        if entry.before and entry.before[0] == "link":
-            record["target"] = entry.before[1]
-        elif entry.before:
-            record["mode"] = entry.before[2]
-            record["blob"] = f"{number}-{os.path.basename(entry.path)}"
-            put(os.path.join(root, record["blob"]), ("file", entry.before[1], 0o600))
-        index.append(record)
-    put(os.path.join(root, "index.json"), ("file", json.dumps(index, indent=1).encode(), 0o600))
+    write_states(
+        kept_in(module, "previous"), [(entry.path, entry.before, entry.source is not None) for entry in entries]
+    )
+    originals = read_states(kept_in(module, "original"))
+    known = {path for path, _state, _binary in originals}
+    originals += [(entry.path, entry.before, entry.source is not None) for entry in entries if entry.path not in known]
+    write_states(kept_in(module, "original"), originals)
     for entry in entries:
         keep = os.path.join(module.params["backup_dir"], "foreign", entry.path.lstrip("/"))
         if entry.path in adopted and not os.path.lexists(keep):
@@ -345,29 +394,58 @@ def save(module, entries, adopted):
             put(keep, entry.before)
 
 
+def forget(module):
+    """Drop the originals of paths that are as they were before the first change set: nothing of ours is there."""
+    originals = read_states(kept_in(module, "original"))
+    changed = [record for record in originals if state_of(record[0]) != record[1]]
+    if changed:
+        write_states(kept_in(module, "original"), changed)
+    else:
+        shutil.rmtree(kept_in(module, "original"), ignore_errors=True)
+
+
 def restore(module):
     """Undo the last change set of this name; return the paths that changed."""
-    root = os.path.join(module.params["backup_dir"], module.params["name"])
-    try:
-        with open(os.path.join(root, "index.json"), encoding="utf-8") as handle:
-            index = json.load(handle)
-    except FileNotFoundError:
-        return []
     changed = []
-    for record in reversed(index):
-        state = None
-        if record["kind"] == "link":
-            state = ("link", record["target"])
-        elif record["kind"] == "file":
-            with open(os.path.join(root, record["blob"]), "rb") as handle:
-                state = ("file", handle.read(), record["mode"])
-        if state_of(record["path"]) != state:
-            changed.append(record["path"])
+    for path, state, _binary in reversed(read_states(kept_in(module, "previous"))):
+        if state_of(path) != state:
+            changed.append(path)
             if not module.check_mode:
-                put(record["path"], state)
+                put(path, state)
     if not module.check_mode:
-        shutil.rmtree(root)
+        shutil.rmtree(kept_in(module, "previous"), ignore_errors=True)
+        forget(module)
     return changed
+
+
+def plan_removal(module):
+    """Return the entries that take away every change set of this name, and the paths that stay as they are."""
+    marker, entries, kept = module.params["marker"].encode(), [], []
+    for path, state, binary in reversed(read_states(kept_in(module, "original"))):
+        entry = Entry(path, state)
+        if entry.before == entry.after:
+            continue
+        foreign = entry.before and entry.before[0] == "file" and not binary and marker not in entry.before[1]
+        nowhere = state and state[0] == "link" and not os.path.exists(os.path.join(os.path.dirname(path), state[1]))
+        if foreign or nowhere:
+            kept.append(path)
+        else:
+            entries.append(entry)
+    return entries, kept
+
+
+def clean_up(module, entries):
+    """Remove what was kept for change sets that are gone, and directories that this leaves empty."""
+    for kind in ("previous", "original"):
+        shutil.rmtree(kept_in(module, kind), ignore_errors=True)
+    for entry in entries:
+        keep = os.path.join(module.params["backup_dir"], "foreign", entry.path.lstrip("/"))
+        # Back at its place, so no longer kept; a copy of something else stays.
+        if os.path.lexists(keep) and state_of(keep) == entry.after:
+            os.unlink(keep)
+    for folder, subfolders, names in os.walk(module.params["backup_dir"], topdown=False):
+        if not names and not any(os.path.lexists(os.path.join(folder, name)) for name in subfolders):
+            os.rmdir(folder)
 
 
 def set_aside(entry):
@@ -393,7 +471,7 @@ def apply(module, entries, adopted):
             os.makedirs(os.path.dirname(entry.path), mode=0o755, exist_ok=True)
             begun.append((entry, set_aside(entry)))
             put(entry.path, entry.after)
-        complaint = judge(module, module.params["confdir"])
+        complaint = judge(module, module.params["confdir"]) if os.access(module.params["control"], os.X_OK) else None
     except OSError as error:
         complaint = str(error)
     if complaint is None:
@@ -413,6 +491,8 @@ def apply(module, entries, adopted):
                 put(entry.path, entry.before)
         except OSError as error:
             stuck.append(f"{entry.path} ({error})")
+    with contextlib.suppress(OSError):  # a full disk; what is kept too much is kept for nothing
+        forget(module)
     if stuck:
         raise Refused(
             f"the change could not be completed:\n{complaint}\nand these could not be taken back: {', '.join(stuck)}. "
@@ -438,7 +518,7 @@ def main():
     module = AnsibleModule(
         argument_spec={
             "name": {"type": "str", "required": True},
-            "state": {"type": "str", "choices": ["present", "restored"], "default": "present"},
+            "state": {"type": "str", "choices": ["present", "restored", "absent"], "default": "present"},
             "confdir": {"type": "path", "default": "/etc/apache2"},
             "files": {
                 "type": "list",
@@ -480,30 +560,39 @@ def main():
             module.exit_json(changed=bool(paths), changed_paths=paths, adopted=[])
 
         installed = os.path.isdir(confdir) and os.access(module.params["control"], os.X_OK)
-        if not installed and not module.check_mode:
-            raise Refused(f"Apache is not installed here: {confdir} or {module.params['control']} is missing.")
-        entries = plan(module)
-        marker = module.params["marker"].encode()
-        adopted = [
-            entry.path
-            for entry in entries
-            if entry.before and entry.before[0] == "file" and entry.source is None and marker not in entry.before[1]
-        ]
-        refuse_taken_ports(module)
+        removal, adopted, kept = module.params["state"] == "absent", [], []
+        if removal:
+            entries, kept = plan_removal(module)
+            changed = bool(entries) or any(os.path.isdir(kept_in(module, kind)) for kind in ("previous", "original"))
+        else:
+            if not installed and not module.check_mode:
+                raise Refused(f"Apache is not installed here: {confdir} or {module.params['control']} is missing.")
+            entries = plan(module)
+            changed = bool(entries)
+            marker = module.params["marker"].encode()
+            adopted = [
+                entry.path
+                for entry in entries
+                if entry.before and entry.before[0] == "file" and entry.source is None and marker not in entry.before[1]
+            ]
+            refuse_taken_ports(module)
         tested = installed and all(entry.source is None or os.path.isfile(entry.source) for entry in entries)
         if entries and tested:
             judge_copy(module, entries)
         if entries and not module.check_mode:
             apply(module, entries, adopted)
+        if removal and changed and not module.check_mode:
+            clean_up(module, entries)
     except Refused as refusal:
         module.fail_json(msg=f"apache_config: {refusal}")
     except OSError as error:
         module.fail_json(msg=f"apache_config: {error}. Nothing was changed.")
     module.exit_json(
-        changed=bool(entries),
+        changed=changed,
         changed_paths=[entry.path for entry in entries],
         adopted=adopted,
         tested=tested,
+        kept=kept,
         diff=[
             {
                 "before_header": entry.path,

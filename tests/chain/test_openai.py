@@ -9,7 +9,8 @@ from pathlib import Path
 from urllib.parse import urlencode
 
 import pytest
-from conftest import playbook
+from conftest import PASSWORD, playbook
+from exposure import assert_baseline
 from front_door import Connection, Session, assert_complete
 from testinfra.host import Host
 
@@ -42,13 +43,52 @@ def server(host: Host, await_true: Callable[[Callable[[], object], str], None]) 
     host.check_output("systemctl stop openai-standin; rm /root/openai_standin.py")
 
 
+# Reads the command line and the environment of every process, again and again, until it is stopped. Who shows a secret
+# in either is named, never the secret.
+WATCHER = r"""
+import os, re, sys
+secret = re.compile(rb"sk-chain-tes[t]-9c41|chain-test-passwor[d]")
+print("watching", flush=True)
+while True:
+    for pid in filter(str.isdigit, os.listdir("/proc")):
+        for name in ("cmdline", "environ"):
+            try:
+                with open(f"/proc/{pid}/{name}", "rb") as file:
+                    text = file.read()
+            except OSError:
+                continue
+            if secret.search(text):
+                print("seen in", name, secret.sub(b"...", text)[:200], flush=True)
+"""
+
+
+@pytest.fixture
+def watched_processes(
+    host: Host, await_true: Callable[[Callable[[], object], str], None]
+) -> Iterator[Callable[[], str]]:
+    """What a watcher has said since the test began: who showed a secret where every user of the host may read it."""
+    unit, program = "handoff-watcher.service", "/run/handoff-watcher.py"
+    host.check_output(f"cat >{program} <<'SOURCE'\n{WATCHER}\nSOURCE")
+    host.check_output(f"systemd-run --unit={unit} --nice=10 /usr/bin/python3 {program}")
+
+    def said() -> str:
+        return str(host.check_output(f"journalctl --sync; journalctl --no-pager -o cat -t python3 -u {unit}"))
+
+    await_true(lambda: "watching" in said(), "the watcher watches")
+    yield said
+    host.check_output(f"systemctl stop {unit}; rm {program}")
+
+
 @pytest.mark.usefixtures("server")
-def test_answers_come_from_the_configured_server(host: Host, session: Session, name: str) -> None:
+def test_answers_come_from_the_configured_server(
+    host: Host, session: Session, name: str, watched_processes: Callable[[], str]
+) -> None:
     old = session.open_stream(tokens=400, pace=10)
     old.read_until(b"data: ")
     try:
-        applied = playbook(name, "--diff", "--skip-tags", "verify", "--extra-vars", json.dumps(VARIABLES))
+        applied = playbook(name, "--diff", "-vvv", "--skip-tags", "verify", "--extra-vars", json.dumps(VARIABLES))
         assert applied.returncode == 0, applied.stdout[-4000:]
+        assert_baseline(host, "streaming-daemon.service", "-with-network")
         text = assert_complete(session.open_stream("Why?", tokens=1, pace=1).read_to_end(), 4)
         assert text == "chain-model was asked: Why? \U0001f600"
 
@@ -59,9 +99,12 @@ def test_answers_come_from_the_configured_server(host: Host, session: Session, n
         assert text == f"chain-model was asked: {long} \U0001f600", (len(text), text[:100], text[-100:])
 
         assert KEY not in applied.stdout + applied.stderr
-        everywhere = "/etc/systemd /etc/streaming-daemon/config.toml /opt/streaming-daemon /var/log"
-        assert host.run(f"grep -rl {KEY_PATTERN} {everywhere}").stdout == ""
-        assert host.run(f"journalctl --no-pager | grep {KEY_PATTERN}").stdout == ""
+        assert PASSWORD not in applied.stdout + applied.stderr
+        # Everything but where it belongs, and where Ansible's own temporary files and the backups would be.
+        everywhere = "/etc /opt /var/lib /var/cache /var/log /var/www /var/tmp /tmp /home /root /usr/local"
+        found = host.run(f"grep -rlE '{KEY_PATTERN}|chain-test-passwor[d]' {everywhere}").stdout.splitlines()
+        assert found == ["/etc/streaming-daemon/credentials/openai_api_key"]
+        assert host.run(f"journalctl --no-pager | grep -E '{KEY_PATTERN}|chain-test-passwor[d]'").stdout == ""
         pids = host.check_output(
             "cat /sys/fs/cgroup/*/system.slice/streaming-daemon.service/cgroup.procs "
             "/sys/fs/cgroup/system.slice/streaming-daemon.service/cgroup.procs 2>/dev/null || true"
@@ -70,7 +113,11 @@ def test_answers_come_from_the_configured_server(host: Host, session: Session, n
             assert KEY not in host.run(f"cat /proc/{pid}/cmdline /proc/{pid}/environ | tr '\\0' ' '").stdout
         assert host.run("runuser -u nobody -- cat /etc/streaming-daemon/credentials/openai_api_key").rc != 0
     finally:
-        restored = playbook(name)
+        restored = playbook(name, "--diff", "-vvv")
     assert restored.returncode == 0, restored.stdout[-4000:]
+    assert KEY not in restored.stdout + restored.stderr
+    assert PASSWORD not in restored.stdout + restored.stderr
+    assert watched_processes().splitlines() == ["watching"]
+    assert host.run(f"grep -rlE '{KEY_PATTERN}' {everywhere}").stdout == ""
     assert not host.file("/etc/streaming-daemon/credentials/openai_api_key").exists, "a key that is not declared goes"
     assert_complete(old.read_to_end(), 400)

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import json
+import shlex
 from collections.abc import Callable
 
 import pytest
-from front_door import Answer
+from front_door import Answer, Connection
 from testinfra.host import Host
 
 HandOff = Callable[..., Answer]
@@ -47,6 +48,63 @@ def test_what_is_no_declared_target_is_forbidden(host: Host, hand_off: HandOff, 
 def test_a_target_is_forbidden_where_nobody_permitted_it(host: Host, hand_off: HandOff, target: str) -> None:
     refused_with(host, lambda name: hand_off(name, page="other.php"), target, 403)
     assert hand_off(target, json.dumps({"prompt": "x", "demo": {"tokens": 2}})).status == 200
+
+
+def test_apache_hands_nobody_to_any_other_socket_that_listens_on_the_host(host: Host, hand_off: HandOff) -> None:
+    """Not a list of suspects: whatever listens, systemd's, PHP's and the daemon's own control socket among them."""
+    table = host.check_output("cat /proc/net/unix").splitlines()[1:]
+    # Flags 00010000: it listens (unix(7)). Abstract names begin with @ and are no paths.
+    paths = {row.split()[7] for row in table if row.split()[3] == "00010000" and " /" in row}
+    declared = "/run/streaming-daemon.sock"
+    assert declared in paths and len(paths) > 5, paths
+    for path in sorted(paths - {declared}):
+        refused_with(host, hand_off, path, 403)
+
+
+def test_apaches_user_reaches_only_the_declared_socket_of_the_daemon(host: Host) -> None:
+    probe = (
+        "import glob, os, socket, stat\n"
+        "for path in ['/run/streaming-daemon.sock', *PATHS]:\n"
+        "    for kind in (socket.SOCK_SEQPACKET, socket.SOCK_STREAM, socket.SOCK_DGRAM):\n"
+        "        try:\n"
+        "            socket.socket(socket.AF_UNIX, kind).connect(path)\n"
+        "            print(path)\n"
+        "        except OSError:\n"
+        "            pass\n"
+    )
+    own = host.check_output("find /run/streaming-daemon -type s").splitlines()
+    assert "/run/streaming-daemon/metrics.sock" in own
+    host.check_output(f"cat >/tmp/handoff-reach.py <<'SOURCE'\n{probe.replace('*PATHS', repr(own)[1:-1])}\nSOURCE")
+    try:
+        reached = {
+            user: host.run(f"runuser -u {user} -- python3 /tmp/handoff-reach.py") for user in ("www-data", "root")
+        }
+    finally:
+        host.check_output("rm /tmp/handoff-reach.py")
+    assert reached["www-data"].stdout.split() == ["/run/streaming-daemon.sock"], reached["www-data"]
+    assert set(reached["root"].stdout.split()) == {"/run/streaming-daemon.sock", *own}, (
+        "the probe cannot fail otherwise"
+    )
+
+
+def test_another_site_of_the_host_may_not_hand_off(host: Host, address: str) -> None:
+    """Permission is for one script of one site; the module is loaded for all of them."""
+    root, site = "/var/www/chain-test-site", "/etc/apache2/sites-enabled/chain-test.conf"
+    handler = host.check_output("grep -h SetHandler /etc/apache2/sites-enabled/handoff-app.conf").strip()
+    permission = "SocketHandoffAllow llm"
+    lines = ["<VirtualHost *:80>", "ServerName other.example", f"DocumentRoot {root}", f"<Directory {root}>"]
+    lines += ["Require all granted", "# permission", "</Directory>", '<FilesMatch "[.]php$">', handler, "</FilesMatch>"]
+    code = "<?php header('X-Socket-Handoff: llm'); header('X-Handoff-Data: {\"demo\":{\"tokens\":2}}');"
+    request = b"GET /stream.php HTTP/1.1\r\nHost: other.example\r\nConnection: close\r\n\r\n"
+    try:
+        host.check_output(f"mkdir {root} && echo {shlex.quote(code)} >{root}/stream.php")
+        host.check_output(f"echo {shlex.quote(chr(10).join([*lines, '</VirtualHost>']))} >{site}")
+        host.check_output("apache2ctl graceful")
+        assert Connection(address, request).read_to_end().status == 403
+        host.check_output(f"sed -i 's/# permission/{permission}/' {site} && apache2ctl graceful")
+        assert Connection(address, request).read_to_end().status == 200, "the refusal above was for another reason"
+    finally:
+        host.check_output(f"rm -r {root} {site}; apache2ctl graceful")
 
 
 def test_a_symlink_in_the_place_of_the_socket_is_forbidden(host: Host, hand_off: HandOff) -> None:

@@ -269,3 +269,72 @@ def test_the_differences_show_text_before_and_after(change):
     change(**files("old line\n"))
     shown = change(**files("new line\n"))["diff"][0]
     assert textwrap.dedent(shown["before"]).endswith("old line\n") and shown["after"].endswith("new line\n")
+
+
+def test_absent_brings_back_what_was_there_before_the_first_change(change, host):
+    (host / "etc/mods-available/x.conf").write_text("written by hand\n")
+    before = snapshot(host / "etc")
+    change(**files())
+    change(**files("better\n", links=[{"path": "sites-enabled/other.conf", "state": "absent"}]))
+    assert snapshot(host / "etc") != before
+    predicted = change(state="absent", check=True)
+    report = change(state="absent")
+    assert report["changed"] is predicted["changed"] is True
+    assert report["changed_paths"] == predicted["changed_paths"]
+    assert len(report["changed_paths"]) == 3
+    assert snapshot(host / "etc") == before
+    assert not (host / "backup").exists(), "what is back at its place is no longer kept"
+    again = change(state="absent")
+    assert again["changed"] is False and again["changed_paths"] == []
+
+
+def test_absent_leaves_alone_what_somebody_put_there_since(change, host):
+    change(**files())
+    (host / "etc/mods-available/x.conf").write_text("replaced by hand\n")
+    (host / "etc/mods-enabled/x.conf").unlink()
+    report = change(state="absent")
+    assert [Path(path).name for path in report["kept"]] == ["x.conf"]
+    assert (host / "etc/mods-available/x.conf").read_text() == "replaced by hand\n"
+
+
+def test_absent_makes_no_link_that_leads_nowhere(change, host):
+    change(links=[{"path": "sites-enabled/other.conf", "state": "absent"}])
+    (host / "etc/sites-available/other.conf").unlink()
+    report = change(state="absent")
+    assert report["kept"] == [str(host / "etc/sites-enabled/other.conf")]
+    assert not os.path.lexists(host / "etc/sites-enabled/other.conf")
+
+
+def test_absent_changes_nothing_when_apache_needs_what_would_go(change, host):
+    module = host / "mod_x.so"
+    (host / "built").write_text("binary")
+    load = {"path": "mods-available/x.load", "content": f"# socket_handoff.fleet\nLoadModule x {module}\n"}
+    change(
+        files=[{"path": str(module), "source": str(host / "built")}, load],
+        links=[{"path": "mods-enabled/x.load", "target": "../mods-available/x.load"}],
+    )
+    (host / "etc/mods-enabled/by-hand.load").write_text(f"LoadModule x {module}\n")
+    before = snapshot(host / "etc")
+    report = change(state="absent")
+    assert "taken back" in report["msg"] and str(module) in report["msg"]
+    assert snapshot(host / "etc") == before and module.exists()
+    (host / "etc/mods-enabled/by-hand.load").unlink()
+    assert change(state="absent")["changed"] is True
+    assert not module.exists()
+
+
+def test_a_refused_change_leaves_nothing_for_a_removal(change, host):
+    (host / "stubborn").touch()
+    change(**files())
+    (host / "stubborn").unlink()
+    (host / "etc/mods-available/x.conf").write_text("written by hand later\n")
+    report = change(state="absent")
+    assert report["changed_paths"] == []
+    assert (host / "etc/mods-available/x.conf").read_text() == "written by hand later\n"
+
+
+def test_a_restored_change_leaves_nothing_for_a_removal(change, host):
+    change(**files())
+    change(state="restored")
+    assert not (host / "backup/original").exists() or list((host / "backup/original").iterdir()) == []
+    assert change(state="absent")["changed_paths"] == []
