@@ -22,9 +22,20 @@ options:
     type: path
     required: true
   parcel:
-    description: RV(socket_handoff.fleet.source_tree#lookup:_raw[].parcel) of the lookup.
+    description:
+      - RV(socket_handoff.fleet.source_tree#lookup:_raw[].parcel) of the lookup.
+      - Required unless O(state=absent).
     type: str
-    required: true
+  state:
+    description: With V(absent), the files of a mirror are removed, and directories that this leaves empty.
+    type: str
+    choices: [present, absent]
+    default: present
+  foreign:
+    description: >-
+      With O(kind=mirror), a directory in which files of somebody else are kept that the parcel replaces, under their
+      whole path. They come back with O(state=absent).
+    type: path
   kind:
     description: Whether the directory is an immutable release or a mirror that changes file by file.
     type: str
@@ -133,23 +144,77 @@ def write_release(dest, files):
         raise
 
 
+def read_manifest(module):
+    """Return the relative paths that an earlier parcel brought."""
+    manifest = module.params["manifest"]
+    try:
+        with open(manifest, encoding="utf-8") as handle:
+            return set(json.load(handle))
+    except FileNotFoundError:
+        return set()
+    except ValueError as error:
+        module.fail_json(msg=f"source_tree: {manifest} is not the list this module writes: {error}")
+
+
+def keep(path, foreign):
+    """Copy somebody else's file to where it is kept; the first copy stays."""
+    copy = os.path.join(foreign, path.lstrip("/"))
+    if not os.path.lexists(copy):
+        os.makedirs(os.path.dirname(copy), mode=0o700, exist_ok=True)
+        shutil.copy2(path, copy)
+
+
+def remove_mirror(module):
+    """Remove what the parcels of a mirror brought, bring back what they replaced; ends the module."""
+    dest, manifest, foreign = module.params["dest"], module.params["manifest"], module.params["foreign"]
+    if module.params["kind"] != "mirror":
+        module.fail_json(msg="source_tree: state absent is for kind mirror; remove the directory of a release instead.")
+    brought, present, restored = sorted(read_manifest(module)), read_tree(dest), []
+    changed = os.path.lexists(manifest)
+    try:
+        for path in brought:
+            full = os.path.join(dest, path)
+            copy = os.path.join(foreign, full.lstrip("/")) if foreign else None
+            if copy and os.path.isfile(copy):
+                restored.append(path)
+                if not module.check_mode:
+                    shutil.move(copy, full)
+            elif path in present and not module.check_mode:
+                os.unlink(full)
+        if changed and not module.check_mode:
+            os.unlink(manifest)
+            for folder, _subfolders, _names in os.walk(dest, topdown=False):
+                if not os.listdir(folder):
+                    os.rmdir(folder)
+    except OSError as error:
+        module.fail_json(msg=f"source_tree: cannot remove from {dest}: {error}. Mend permissions, then run again.")
+    removed = [path for path in brought if path in present and path not in restored]
+    listing = "".join(f"{path}\n" for path in removed)
+    diff = {"before_header": dest, "after_header": dest, "before": listing, "after": ""}
+    module.exit_json(changed=changed, digest="", written=restored, removed=removed, diff=diff)
+
+
 def main():
     """Ansible's entry point."""
     module = AnsibleModule(
         argument_spec={
             "dest": {"type": "path", "required": True},
             # Not a secret, but a quarter of a megabyte that has no place in a journal.
-            "parcel": {"type": "str", "required": True, "no_log": True},
+            "parcel": {"type": "str", "no_log": True},
+            "state": {"type": "str", "choices": ["present", "absent"], "default": "present"},
+            "foreign": {"type": "path"},
             "kind": {"type": "str", "choices": ["release", "mirror"], "default": "release"},
             "prefix": {"type": "str", "default": ""},
             "manifest": {"type": "path"},
         },
-        required_if=[("kind", "mirror", ("manifest",))],
+        required_if=[("kind", "mirror", ("manifest",)), ("state", "present", ("parcel",))],
         supports_check_mode=True,
     )
     # Whatever the login shell or sudo says: what is written here is read by other users.
     os.umask(0o022)
-    dest, manifest = module.params["dest"], module.params["manifest"]
+    dest, manifest, foreign = module.params["dest"], module.params["manifest"], module.params["foreign"]
+    if module.params["state"] == "absent":
+        remove_mirror(module)
     try:
         files = unpack(module.params["parcel"])
     except ValueError as error:
@@ -159,16 +224,7 @@ def main():
 
     present = read_tree(dest)
     written = sorted(path for path, content in files.items() if present.get(path) != content)
-    if module.params["kind"] == "release":
-        brought_before = set(present)
-    else:
-        try:
-            with open(manifest, encoding="utf-8") as handle:
-                brought_before = set(json.load(handle))
-        except FileNotFoundError:
-            brought_before = set()
-        except ValueError as error:
-            module.fail_json(msg=f"source_tree: {manifest} is not the list this module writes: {error}")
+    brought_before = set(present) if module.params["kind"] == "release" else read_manifest(module)
     removed = sorted(path for path in brought_before - set(files) if path in present)
     stale_manifest = module.params["kind"] == "mirror" and brought_before != set(files)
     changed = bool(written or removed or stale_manifest)
@@ -178,6 +234,8 @@ def main():
             if module.params["kind"] == "release":
                 write_release(dest, files)
             else:
+                for path in set(written) & set(present) - brought_before if foreign else ():
+                    keep(os.path.join(dest, path), foreign)
                 for path in written:
                     write_file(os.path.join(dest, path), files[path])
                 for path in removed:
