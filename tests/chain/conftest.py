@@ -5,23 +5,16 @@ Run by molecule's verify step (molecule/README.md), which names the hosts; they 
 
 from __future__ import annotations
 
-import os
 import shlex
-import subprocess
 import time
 from collections.abc import Callable, Iterator
-from pathlib import Path
 from urllib.parse import urlencode
 
 import pytest
 from front_door import Answer, Session
 from testinfra.host import Host
 
-PROJECT = Path(__file__).resolve().parents[2]
 PASSWORD = "chain-test-password"
-# molecule points Ansible at a configuration of its own; a playbook run here uses the project's, as an operator's does.
-ENVIRONMENT = {key: value for key, value in os.environ.items() if not key.startswith("ANSIBLE_")}
-ENVIRONMENT["MOLECULE_PROJECT_DIRECTORY"] = str(PROJECT)
 
 
 @pytest.fixture(scope="module")
@@ -104,17 +97,3 @@ def pytest_runtest_makereport(item: pytest.Item) -> Iterator[None]:
             ("Apache's error log", "tail -n 20 /var/log/apache2/error.log /var/log/apache2/handoff-app-error.log"),
         ):
             report.sections.append((f"{title} of {host.backend.hostname}", host.run(command).stdout))
-
-
-def playbook(name: str, *arguments: str) -> subprocess.CompletedProcess[str]:
-    """Run site.yml against one host of the running scenario, as an operator would."""
-    scenario = PROJECT / "molecule" / name.rstrip("0123456789") / "inventory"
-    return subprocess.run(
-        [PROJECT / "script" / "enter", "ansible-playbook", "-i", scenario, "site.yml", "--limit", name, *arguments],
-        cwd=PROJECT,
-        env=ENVIRONMENT,
-        capture_output=True,
-        text=True,
-        timeout=600,
-        check=False,
-    )

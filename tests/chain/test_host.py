@@ -6,8 +6,8 @@ import json
 import re
 
 import pytest
-from conftest import playbook
 from exposure import assert_baseline
+from operator_runs import playbook
 from testinfra.host import Host
 
 # What systemd-analyze(1) calls exposure, 0.0 (best) to 10.0; a backend behind a network costs half a point and more.

@@ -9,9 +9,10 @@ from pathlib import Path
 from urllib.parse import urlencode
 
 import pytest
-from conftest import PASSWORD, playbook
+from conftest import PASSWORD
 from exposure import assert_baseline
 from front_door import Connection, Session, assert_complete
+from operator_runs import playbook
 from testinfra.host import Host
 
 KEY = "sk-chain-test-9c41"
