@@ -100,6 +100,13 @@ options:
     type: list
     elements: int
     default: []
+  needs:
+    description:
+      - Paths, absolute or relative to O(confdir), that other change sets make before this one. In check mode, where
+        they have not, the change is not tested.
+    type: list
+    elements: str
+    default: []
   control:
     description: Apache's control program.
     type: path
@@ -110,7 +117,8 @@ options:
     default: /var/lib/socket-handoff/apache
 attributes:
   check_mode:
-    description: Tests the change in a copy and says what would change. Works on a host without Apache.
+    description:
+      - Tests the change in a copy and says what would change. Works on a host without Apache. A removal is not tested.
     support: full
   diff_mode:
     description: Shows texts, links, and sizes of binary files.
@@ -143,7 +151,8 @@ adopted:
   elements: str
   returned: always
 tested:
-  description: Whether Apache judged the change. In check mode false when Apache or a source is not there yet.
+  description:
+    - Whether Apache judged the change. In check mode false for a removal, and when Apache or a source is not there yet.
   type: bool
   returned: when state is present or absent
 kept:
@@ -546,6 +555,7 @@ def main():
             },
             "marker": {"type": "str", "default": "socket_handoff.fleet"},
             "listen": {"type": "list", "elements": "int", "default": []},
+            "needs": {"type": "list", "elements": "str", "default": []},
             "control": {"type": "path", "default": "/usr/sbin/apache2ctl"},
             "backup_dir": {"type": "path", "default": "/var/lib/socket-handoff/apache"},
         },
@@ -577,6 +587,10 @@ def main():
             ]
             refuse_taken_ports(module)
         tested = installed and all(entry.source is None or os.path.isfile(entry.source) for entry in entries)
+        if module.check_mode:
+            # What goes before this one in a real run is still to come, or still there.
+            needed = [os.path.join(confdir, path) for path in module.params["needs"]]
+            tested = tested and not removal and all(os.path.exists(path) for path in needed)
         if entries and tested:
             judge_copy(module, entries)
         if entries and not module.check_mode:

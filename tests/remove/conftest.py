@@ -79,4 +79,4 @@ def name(host: Host) -> str:
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """Each host has a worker of its own, and its tests stay in their order."""
     for item in items:
-        item.add_marker(pytest.mark.xdist_group(item.name.partition("[")[2]))
+        item.add_marker(pytest.mark.xdist_group(item.name.partition("[")[2].rstrip("]")))

@@ -338,3 +338,12 @@ def test_a_restored_change_leaves_nothing_for_a_removal(change, host):
     change(state="restored")
     assert not (host / "backup/original").exists() or list((host / "backup/original").iterdir()) == []
     assert change(state="absent")["changed_paths"] == []
+
+
+def test_check_mode_does_not_judge_what_needs_an_earlier_change(change, host):
+    early = change(**files("BROKEN\n"), needs=["mods-enabled/module.load"], check=True)
+    assert early["changed"] is True and early["tested"] is False
+    (host / "etc/mods-enabled/module.load").touch()
+    assert change(**files("BROKEN\n"), needs=["mods-enabled/module.load"], check=True)["failed"] is True
+    (host / "etc/mods-enabled/module.load").unlink()
+    assert change(**files("BROKEN\n"), needs=["mods-enabled/module.load"])["failed"] is True, "a real run always asks"
