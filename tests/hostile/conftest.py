@@ -25,9 +25,15 @@ LOOK = (
 
 
 @pytest.fixture(scope="module")
-def session(host: Host) -> Session:
+def name(host: Host) -> str:
+    """The host's name in the scenario's inventory."""
+    return str(host.check_output("hostname"))
+
+
+@pytest.fixture(scope="module")
+def session(host: Host, name: str) -> Session:
     """The chain, deployed once, and a user who is logged in."""
-    deployed = playbook("hostile12")
+    deployed = playbook(name)
     assert deployed.returncode == 0, deployed.stdout[-5000:]
     session = Session(host.check_output("hostname -I").split()[0])
     session.log_in("demo", "chain-test-password")

@@ -13,7 +13,6 @@ from conftest import refused
 from operator_runs import PROJECT, playbook, replace
 from testinfra.host import Host
 
-NAME = "hostile12"
 APACHE = ("--tags", "apache_handoff", "--skip-tags", "verify")
 DAEMON = ("--tags", "streaming_daemon", "--skip-tags", "verify")
 Serving = Callable[[], None]
@@ -38,42 +37,42 @@ def full_disk(host: Host, folder: str) -> Iterator[None]:
         host.check_output(f"rm -rf {copy} && umount --lazy {folder}")
 
 
-def test_a_full_disk_below_apaches_configuration(host: Host, serving: Serving) -> None:
+def test_a_full_disk_below_apaches_configuration(host: Host, name: str, serving: Serving) -> None:
     with full_disk(host, "/etc/apache2"):
         aliases = [f"alias{n}.example" for n in range(200)]
         run = playbook(
-            NAME, "--tags", "handoff_app", "--skip-tags", "verify", *variables(handoff_app_server_aliases=aliases)
+            name, "--tags", "handoff_app", "--skip-tags", "verify", *variables(handoff_app_server_aliases=aliases)
         )
         refused(run, "No space left on device")
         host.check_output("rm /etc/apache2/.fill")
         serving()
 
 
-def test_a_full_disk_where_releases_lie(host: Host, serving: Serving, altered: Path) -> None:
+def test_a_full_disk_where_releases_lie(host: Host, name: str, serving: Serving, altered: Path) -> None:
     replace(altered / "daemon-src/streaming_daemon/__init__.py", '__version__ = "0.', '__version__ = "9.')
     with full_disk(host, "/opt/streaming-daemon/releases"):
-        run = playbook(NAME, *DAEMON, checkout=altered)
+        run = playbook(name, *DAEMON, checkout=altered)
         refused(run, "No space left on device", "Free space or mend permissions")
         assert "9." not in host.check_output("ls -A /opt/streaming-daemon/releases")
         serving()
 
 
-def test_a_configuration_of_apache_that_was_broken_before(host: Host, serving: Serving) -> None:
+def test_a_configuration_of_apache_that_was_broken_before(host: Host, name: str, serving: Serving) -> None:
     broken = "/etc/apache2/conf-enabled/by-hand.conf"
     host.check_output(f"echo 'Nonsense On' >{broken}")
     try:
-        run = playbook(NAME, *APACHE, *variables(apache_handoff_connect_timeout_ms=152))
+        run = playbook(name, *APACHE, *variables(apache_handoff_connect_timeout_ms=152))
         refused(run, "Apache's configuration was broken before this change; mend it first", broken, "Nonsense")
     finally:
         host.check_output(f"rm {broken}")
     serving()
 
 
-def test_a_port_that_another_program_holds(host: Host, serving: Serving) -> None:
+def test_a_port_that_another_program_holds(host: Host, name: str, serving: Serving) -> None:
     host.check_output("systemd-run --unit=in-the-way /usr/bin/python3 -m http.server 8088")
     try:
         host.check_output("for n in $(seq 100); do ss -Hltn sport = 8088 | grep -q . && exit; sleep 0.1; done; exit 1")
-        run = playbook(NAME, "--tags", "handoff_app", "--skip-tags", "verify", *variables(handoff_app_port=8088))
+        run = playbook(name, "--tags", "handoff_app", "--skip-tags", "verify", *variables(handoff_app_port=8088))
         refused(run, "port 8088 is held by python3, not by Apache", "Choose another port")
     finally:
         host.check_output("systemctl stop in-the-way")
@@ -110,38 +109,40 @@ BROKEN = {
 
 
 @pytest.mark.parametrize("trouble", BROKEN)
-def test_what_is_broken_is_refused_and_nothing_of_it_stays(serving: Serving, altered: Path, trouble: str) -> None:
+def test_what_is_broken_is_refused_and_nothing_of_it_stays(
+    name: str, serving: Serving, altered: Path, trouble: str
+) -> None:
     (path, old, new), said = BROKEN[trouble]
     replace(altered / path, old, new)
-    refused(playbook(NAME, *DAEMON, checkout=altered), *said)
+    refused(playbook(name, *DAEMON, checkout=altered), *said)
     serving()
 
 
-def test_a_directory_that_cannot_be_written(host: Host, serving: Serving) -> None:
+def test_a_directory_that_cannot_be_written(host: Host, name: str, serving: Serving) -> None:
     folder = "/etc/apache2/mods-available"
     host.check_output(f"mount --bind {folder} {folder} && mount -o remount,bind,ro {folder}")
     try:
-        run = playbook(NAME, *APACHE, *variables(apache_handoff_connect_timeout_ms=152))
+        run = playbook(name, *APACHE, *variables(apache_handoff_connect_timeout_ms=152))
         refused(run, "Read-only file system", "was taken back")
     finally:
         host.check_output(f"umount {folder}")
     serving()
 
 
-def test_wrong_permissions_are_mended(host: Host, serving: Serving) -> None:
+def test_wrong_permissions_are_mended(host: Host, name: str, serving: Serving) -> None:
     wrong = "/etc/streaming-daemon/config.toml /opt/streaming-daemon /etc/handoff-app/config.php"
     before = host.check_output(f"stat -c '%a %U %G' {wrong}")
     host.check_output(f"chown nobody {wrong} && chmod 700 {wrong}")
-    run = playbook(NAME, "--skip-tags", "verify")
+    run = playbook(name, "--skip-tags", "verify")
     assert run.returncode == 0, run.stdout[-4000:]
     assert host.check_output(f"stat -c '%a %U %G' {wrong}") == before
     serving()
 
 
 @pytest.mark.usefixtures("session")
-def test_after_all_this_there_is_nothing_to_mend(host: Host) -> None:
-    run = playbook(NAME, "--check", "--diff")
-    assert f"{NAME} " in run.stdout and "changed=0 " in run.stdout, run.stdout[-3000:]
+def test_after_all_this_there_is_nothing_to_mend(host: Host, name: str) -> None:
+    run = playbook(name, "--check", "--diff")
+    assert f"{name} " in run.stdout and "changed=0 " in run.stdout, run.stdout[-3000:]
     assert "failed=0 " in run.stdout
     assert host.run("ls /var/lib/socket-handoff/*.unfinished").rc != 0
 

@@ -50,10 +50,12 @@ def lines(command):
 # These come and go by themselves.
 PASSING = r"(user|session|apt-|systemd-|e2scrub|dpkg-|fstrim|phpsession|logrotate)"
 units = lines("systemctl list-units --all --plain --no-legend --type=service,socket,timer,path,target")
-seen["units"] = [unit.split()[0] for unit in units if not re.match(PASSING, unit)]
-seen["unit files"] = lines("systemctl list-unit-files --no-legend")
-seen["users"] = lines("getent passwd; getent group")
-seen["modules of Apache"] = lines("apache2ctl -M 2>/dev/null")
+seen |= {"unit " + unit.split()[0]: "there" for unit in units if not re.match(PASSING, unit)}
+# Sessions of SSH have a transient one each.
+files = lines("systemctl list-unit-files --no-legend")
+seen |= {"unit file " + line: "there" for line in files if " transient" not in line}
+seen |= {"user or group " + line: "there" for line in lines("getent passwd; getent group")}
+seen |= {"module of Apache " + line: "there" for line in lines("apache2ctl -M 2>/dev/null")}
 print(json.dumps(seen))
 """
 
