@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 import testinfra
 from conftest import refused
+from front_door import Session
 from operator_runs import PROJECT, playbook, replace
 from testinfra.host import Host
 
@@ -145,6 +146,23 @@ def test_after_all_this_there_is_nothing_to_mend(host: Host, name: str) -> None:
     assert f"{name} " in run.stdout and "changed=0 " in run.stdout, run.stdout[-3000:]
     assert "failed=0 " in run.stdout
     assert host.run("ls /var/lib/socket-handoff/*.unfinished").rc != 0
+
+
+def test_a_first_installation_that_fails_leaves_nothing_for_the_next_boot(
+    host: Host, name: str, session: Session, altered: Path
+) -> None:
+    assert playbook(name, play="playbooks/remove.yml").returncode == 0
+    (path, old, new), said = BROKEN["a daemon that crashes when it starts"]
+    replace(altered / path, old, new)
+    refused(playbook(name, *DAEMON, checkout=altered), *said[1:2], "The daemon was not here before")
+    units = "streaming-daemon.socket streaming-daemon.service"
+    assert host.run(f"systemctl is-enabled {units}").stdout.split().count("enabled") == 0
+    assert host.run(f"systemctl is-active {units}").stdout.split().count("active") == 0
+    left = host.run(
+        "ls /etc/systemd/system/streaming-daemon.* /etc/streaming-daemon/config.toml /opt/streaming-daemon/current"
+    )
+    assert left.stdout == ""
+    assert playbook(name, play="playbooks/remove.yml").returncode == 0
 
 
 def test_a_host_without_a_source_of_packages_is_told_so_and_left_alone() -> None:
