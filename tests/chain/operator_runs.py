@@ -44,7 +44,7 @@ def changes(output: str) -> list[str]:
     for line in output.splitlines():
         if head := re.match(r"(?:TASK|RUNNING HANDLER) \[(.*)\] \*+$", line):
             task = head[1]
-        elif item := re.match(r"changed: \[[^]]+\](?: => \(item=(.*)\))?$", line):
+        elif item := re.match(r"changed: \[[^]]+\](?: => \(item=(.*?)\))?(?: => *)?$", line):
             found.append(f"{task} ({item[1]})" if item[1] else task)
     return found
 
