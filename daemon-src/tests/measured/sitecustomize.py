@@ -1,6 +1,6 @@
 """Measures coverage in every Python that finds this directory first on its path: the tests', and all their daemons.
 
-Only for the lane daemon_coverage, which sets COVERAGE_PROCESS_START. What a process has covered is written when it ends
+Only for the lane daemon_plain, which sets COVERAGE_PROCESS_START. What a process has covered is written when it ends
 by itself; what was killed has covered nothing.
 """
 
