@@ -50,6 +50,8 @@ header('X-Handoff-Data: ' . str_repeat('x', (int) $_GET['n']));
 header('X-Socket-Handoff: ' . $_GET['t']);
 if (isset($_GET['output'])) { echo str_repeat('x', 20000); }
 flush();
+// Apache has still to say that there is no body (FCGI_STDIN), and must find somebody there.
+usleep(300000);
 exec('kill -9 ' . getmypid());
 """,
     "compressed.php": """<?php
