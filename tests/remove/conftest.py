@@ -75,10 +75,3 @@ def picture(host: Host) -> Callable[[], dict[str, object]]:
 def name(host: Host) -> str:
     """The host's name in the scenario's inventory."""
     return str(host.check_output("hostname"))
-
-
-@pytest.hookimpl(tryfirst=True)
-def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Each host has a worker of its own, and its tests stay in their order."""
-    for item in items:
-        item.add_marker(pytest.mark.xdist_group(item.name.partition("[")[2].rstrip("]")))
