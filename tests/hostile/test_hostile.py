@@ -50,11 +50,11 @@ def test_a_full_disk_below_apaches_configuration(host: Host, name: str, serving:
 
 
 def test_a_full_disk_where_releases_lie(host: Host, name: str, serving: Serving, altered: Path) -> None:
-    replace(altered / "daemon-src/streaming_daemon/__init__.py", '__version__ = "0.', '__version__ = "9.')
+    replace(altered / "daemon-src/streaming_daemon/__init__.py", '__version__ = "0.', '__version__ = "8.')
     with full_disk(host, "/opt/streaming-daemon/releases"):
         run = playbook(name, *DAEMON, checkout=altered)
         refused(run, "No space left on device", "Free space or mend permissions")
-        assert "9." not in host.check_output("ls -A /opt/streaming-daemon/releases")
+        assert "8." not in host.check_output("ls -A /opt/streaming-daemon/releases")
         serving()
 
 
