@@ -457,9 +457,10 @@ static int check_kind(int fd, int last)
     return S_ISDIR(st.st_mode) ? 0 : ENOTDIR;
 }
 
-int handoff_target_open_at(int dirfd, const char *place)
+/* lead: "/" where the first component lies in the root directory, "" where it lies in dirfd. */
+static int walk(int dirfd, const char *lead, const char *place)
 {
-    char name[NAME_MAX + 1];
+    char name[NAME_MAX + 2];
     const char *part = place;
     int parent = -1;
 
@@ -474,8 +475,7 @@ int handoff_target_open_at(int dirfd, const char *place)
             fd = -1;
         }
         else {
-            memcpy(name, part, len);
-            name[len] = '\0';
+            (void)snprintf(name, sizeof(name), "%s%.*s", parent < 0 ? lead : "", (int)len, part);
             fd = openat(parent < 0 ? dirfd : parent, name, O_PATH | O_NOFOLLOW | O_CLOEXEC);
             err = fd < 0 ? errno : check_kind(fd, last);
         }
@@ -495,6 +495,11 @@ int handoff_target_open_at(int dirfd, const char *place)
         parent = fd;
         part += len + 1;
     }
+}
+
+int handoff_target_open_at(int dirfd, const char *place)
+{
+    return walk(dirfd, "", place);
 }
 
 /* The same in one call where the kernel can (openat2(2), Linux 5.6): no symlink anywhere on the way.
@@ -527,25 +532,9 @@ static int open_at_once(const char *place)
     return fd;
 }
 
-static int open_step_by_step(const handoff_target *target)
-{
-    int root = open("/", O_PATH | O_DIRECTORY | O_CLOEXEC);
-    int fd;
-    int err;
-
-    if (root < 0) {
-        return -1;
-    }
-    fd = handoff_target_open_at(root, target->place);
-    err = errno;
-    close(root);
-    errno = err;
-    return fd;
-}
-
 int handoff_target_open(const handoff_target *target)
 {
     int fd = open_at_once(target->place);
 
-    return fd >= 0 || errno != ENOSYS ? fd : open_step_by_step(target);
+    return fd >= 0 || errno != ENOSYS ? fd : walk(AT_FDCWD, "/", target->place);
 }
