@@ -40,6 +40,9 @@ options:
       - With V(restored), the last change set of this name is undone.
       - With V(absent), every change set of this name is undone. Each path gets back what was there before the first of
         them, unless a text there is no longer ours, or a link would lead nowhere.
+      - A module that was enabled by the change set stays enabled with V(absent) where other enabled configuration has
+        come to depend on it without Apache noticing, for example behind C(<IfModule proxy_fcgi_module>), or as the
+        handler of PHP, whose source would be served without it. Files named C(.htaccess) are not searched.
     type: str
     choices: [present, restored, absent]
     default: present
@@ -156,16 +159,18 @@ tested:
   type: bool
   returned: when state is present or absent
 kept:
-  description: Paths that state V(absent) left alone, because what is there now is somebody else's.
+  description: Paths that state V(absent) left or would leave alone, each with the reason behind a colon.
   type: list
   elements: str
   returned: when state is absent
 """
 
 import contextlib
+import glob
 import hashlib
 import json
 import os
+import re
 import shutil
 import tempfile
 
@@ -427,20 +432,133 @@ def restore(module):
     return changed
 
 
+# What shows, beside <IfModule>, that a text uses a module. Apache notices none of it, or only when it is asked.
+USES = {
+    "proxy": r"proxy:|fcgi:|\bProxyPass",
+    "proxy_fcgi": r"fcgi:",
+    "setenvif": r"\b(?:SetEnvIf|BrowserMatch)",
+    "php": r"application/x-httpd-php|\bphp_(?:admin_)?(?:value|flag)\b",
+}
+SCRIPT = (".php", ".phtml", ".phar")
+
+
+def text_after(path, after):
+    """Return the text that Apache reads at a path once it is as in after ({path: state}); None where there is none."""
+    for _link in range(8):
+        state = after[path] if path in after else ("link", os.readlink(path)) if os.path.islink(path) else ()
+        if state is None:
+            return None
+        if state and state[0] == "file":
+            return state[1].decode(errors="replace")
+        if not state:
+            break
+        path = os.path.normpath(os.path.join(os.path.dirname(path), state[1]))
+    if not os.path.isfile(path):
+        return None
+    with open(path, encoding="utf-8", errors="replace") as handle:
+        return handle.read()
+
+
+def enabled_after(confdir, after):
+    """Return {path: text} of the configuration that is enabled once the paths are as in after ({path: state})."""
+    folders = [name for name in os.listdir(confdir) if name.endswith("-enabled") or name in ("conf", "conf.d")]
+    pending = [os.path.join(confdir, "apache2.conf")]
+    for folder in folders:
+        inside = {os.path.join(confdir, folder, name) for name in os.listdir(os.path.join(confdir, folder))}
+        inside |= {path for path in after if os.path.dirname(path) == os.path.join(confdir, folder)}
+        pending += sorted(path for path in inside if path.endswith((".conf", ".load")))
+    found = {}
+    while pending:
+        path = pending.pop(0)
+        if path in found:
+            continue
+        if os.path.isdir(path):
+            pending += sorted(os.path.join(path, name) for name in os.listdir(path))
+            continue
+        text = text_after(path, after)
+        if text is None:
+            continue
+        found[path] = text
+        for pattern in re.findall(r'^\s*Include(?:Optional)?\s+"?([^"\s]+)', text, re.I | re.M):
+            pending += sorted(glob.glob(os.path.join(confdir, pattern)))
+    return found
+
+
+def scripts_in(text):
+    """Return a PHP file below a DocumentRoot that this text names, which mod_php serves without being mentioned."""
+    for root in re.findall(r'^\s*DocumentRoot\s+"?([^"\n]+?)"?\s*$', text, re.I | re.M):
+        for folder, _subfolders, names in os.walk(root):
+            for name in names:
+                if name.endswith(SCRIPT):
+                    return os.path.join(folder, name)
+    return None
+
+
+def dependent(name, enabled):
+    """Return the path of an enabled text that depends on a module, by the name that a2enmod knows it by, or None."""
+    family = "php" if name.startswith("php") else name
+    known_as = r"php\d*" if family == "php" else re.escape(name)
+    # Not "!": who says what holds without the module is served by its absence.
+    uses = rf'^\s*<IfModule\s+"?(?:{known_as}_module|mod_{known_as}[.]c)"?\s*>'
+    if family in USES:
+        uses += rf"|^(?!\s*#).*(?:{USES[family]})"
+    # As a2dismod does: what other modules depend on is in a comment of Debian's.
+    depends = rf"^#\s*Depends:(?:.*\s)?{re.escape(name)}(?:\s|$)"
+    for path, text in enabled.items():
+        if re.search(uses, text, re.I | re.M) or (path.endswith(".load") and re.search(depends, text, re.M)):
+            return path
+        if family == "php" and scripts_in(text):
+            return path
+    return None
+
+
+def still_needed(module, entries):
+    """Return {path: who needs it} of links in mods-enabled that a removal would take away from other configuration.
+
+    Without proxy_fcgi or mod_php Apache takes a PHP file for a text and serves its source, and finds nothing wrong.
+    """
+    confdir, after = module.params["confdir"], {entry.path: entry.after for entry in entries}
+    links, needed = {}, {}
+    for entry in entries:
+        name, suffix = os.path.splitext(os.path.basename(entry.path))
+        if os.path.dirname(entry.path) != os.path.join(confdir, "mods-enabled") or suffix not in (".load", ".conf"):
+            continue
+        # One MPM is exchanged for another, and a link to a file that goes too would lead nowhere.
+        if name.startswith("mpm_") or entry.after is not None or not entry.before or entry.before[0] != "link":
+            continue
+        if text_after(entry.path, {path: state for path, state in after.items() if path != entry.path}) is not None:
+            links.setdefault(name, []).append(entry.path)
+    while links:
+        enabled = enabled_after(confdir, after)
+        found = {name: user for name in links if (user := dependent(name, enabled))}
+        if not found:
+            break
+        for name, user in found.items():
+            for path in links.pop(name):
+                needed[path] = user
+                del after[path]
+    return needed
+
+
 def plan_removal(module):
-    """Return the entries that take away every change set of this name, and the paths that stay as they are."""
-    marker, entries, kept = module.params["marker"].encode(), [], []
+    """Return the entries that take away every change set of this name, and {path: why} of what stays as it is."""
+    marker, entries, kept = module.params["marker"].encode(), [], {}
     for path, state, binary in reversed(read_states(kept_in(module, "original"))):
         entry = Entry(path, state)
         if entry.before == entry.after:
             continue
         foreign = entry.before and entry.before[0] == "file" and not binary and marker not in entry.before[1]
         nowhere = state and state[0] == "link" and not os.path.exists(os.path.join(os.path.dirname(path), state[1]))
-        if foreign or nowhere:
-            kept.append(path)
+        if foreign:
+            kept[path] = "somebody else's by now"
+        elif nowhere:
+            kept[path] = f"{state[1]}, where it led, is gone"
         else:
             entries.append(entry)
-    return entries, kept
+    if os.path.isdir(module.params["confdir"]):
+        for path, user in still_needed(module, entries).items():
+            kept[path] = f"{user} depends on it"
+    return [entry for entry in entries if entry.path not in kept], kept
 
 
 def clean_up(module, entries):
@@ -570,7 +688,7 @@ def main():
             module.exit_json(changed=bool(paths), changed_paths=paths, adopted=[])
 
         installed = os.path.isdir(confdir) and os.access(module.params["control"], os.X_OK)
-        removal, adopted, kept = module.params["state"] == "absent", [], []
+        removal, adopted, kept = module.params["state"] == "absent", [], {}
         if removal:
             entries, kept = plan_removal(module)
             changed = bool(entries) or any(os.path.isdir(kept_in(module, kind)) for kind in ("previous", "original"))
@@ -606,7 +724,7 @@ def main():
         changed_paths=[entry.path for entry in entries],
         adopted=adopted,
         tested=tested,
-        kept=kept,
+        kept=[f"{path}: {why}" for path, why in kept.items()],
         diff=[
             {
                 "before_header": entry.path,

@@ -293,7 +293,7 @@ def test_absent_leaves_alone_what_somebody_put_there_since(change, host):
     (host / "etc/mods-available/x.conf").write_text("replaced by hand\n")
     (host / "etc/mods-enabled/x.conf").unlink()
     report = change(state="absent")
-    assert [Path(path).name for path in report["kept"]] == ["x.conf"]
+    assert report["kept"] == [f"{host}/etc/mods-available/x.conf: somebody else's by now"]
     assert (host / "etc/mods-available/x.conf").read_text() == "replaced by hand\n"
 
 
@@ -301,7 +301,8 @@ def test_absent_makes_no_link_that_leads_nowhere(change, host):
     change(links=[{"path": "sites-enabled/other.conf", "state": "absent"}])
     (host / "etc/sites-available/other.conf").unlink()
     report = change(state="absent")
-    assert report["kept"] == [str(host / "etc/sites-enabled/other.conf")]
+    link = host / "etc/sites-enabled/other.conf"
+    assert report["kept"] == [f"{link}: ../sites-available/other.conf, where it led, is gone"]
     assert not os.path.lexists(host / "etc/sites-enabled/other.conf")
 
 
@@ -347,3 +348,83 @@ def test_check_mode_does_not_judge_what_needs_an_earlier_change(change, host):
     assert change(**files("BROKEN\n"), needs=["mods-enabled/module.load"], check=True)["failed"] is True
     (host / "etc/mods-enabled/module.load").unlink()
     assert change(**files("BROKEN\n"), needs=["mods-enabled/module.load"])["failed"] is True, "a real run always asks"
+
+
+# As Debian delivers them; see a2enmod(8) for the comments.
+DEBIANS = {
+    "proxy.load": "LoadModule proxy_module {so}\n",
+    "proxy.conf": "<IfModule mod_proxy.c>\n</IfModule>\n",
+    "proxy_fcgi.load": "# Depends: proxy\nLoadModule proxy_fcgi_module {so}\n",
+    "setenvif.load": "LoadModule setenvif_module {so}\n",
+    "setenvif.conf": "<IfModule setenvif_module>\n</IfModule>\n",
+    "php8.2.load": "# Depends: mpm_prefork\nLoadModule php_module {so}\n",
+    "php8.2.conf": '<FilesMatch ".+[.]php$">\n    SetHandler application/x-httpd-php\n</FilesMatch>\n',
+    "mpm_prefork.load": "LoadModule mpm_prefork_module {so}\n",
+}
+FASTCGI = ["proxy.conf", "proxy.load", "proxy_fcgi.load"]
+SETENVIF = ["setenvif.conf", "setenvif.load"]
+
+
+@pytest.fixture
+def site(change, host):
+    """Enable Debian's modules together with a site of ours, as the roles do."""
+    (host / "mod.so").touch()
+    for name, text in DEBIANS.items():
+        (host / "etc/mods-available" / name).write_text(text.format(so=host / "mod.so"))
+    text = '# socket_handoff.fleet\n<IfModule proxy_module>\nSetHandler "proxy:unix:/run/x|fcgi://localhost"\n</IfModule>\n'
+    links = [{"path": f"mods-enabled/{name}", "target": f"../mods-available/{name}"} for name in DEBIANS]
+    links.append({"path": "sites-enabled/ours.conf", "target": "../sites-available/ours.conf"})
+    report = change(files=[{"path": "sites-available/ours.conf", "content": text}], links=links)
+    assert "failed" not in report, report
+
+
+def test_modules_that_only_ours_needed_are_disabled_again(change, host, site):
+    assert change(state="absent")["kept"] == []
+    assert list((host / "etc/mods-enabled").iterdir()) == []
+
+
+@pytest.mark.parametrize(
+    ("text", "stays"),
+    [
+        ('SetHandler "proxy:unix:/run/php/php-fpm.sock|fcgi://localhost"', FASTCGI),
+        ("<IfModule proxy_fcgi_module>\n</IfModule>", FASTCGI),
+        ("    <ifmodule mod_proxy_fcgi.c>\n</ifmodule>", FASTCGI),
+        ('ProxyPassMatch "^/x" "http://127.0.0.1:1/"', ["proxy.conf", "proxy.load"]),
+        ("<IfModule setenvif_module>\n</IfModule>", SETENVIF),
+        ("SetEnvIf Host x y", SETENVIF),
+        ("SetHandler application/x-httpd-php", ["php8.2.conf", "php8.2.load"]),
+        ("<IfModule mod_php8.c>\n</IfModule>", ["php8.2.conf", "php8.2.load"]),
+        ("DocumentRoot {host}/pages", ["php8.2.conf", "php8.2.load"]),
+        ("DocumentRoot {host}/etc", []),
+        ("<IfModule !mod_php8.c>\n</IfModule>", []),
+        ("<IfModule mpm_prefork_module>\n</IfModule>", []),
+        ("# SetHandler proxy:unix:/run/x|fcgi://localhost", []),
+        ("IncludeOptional {host}/included/*.conf", FASTCGI),
+    ],
+)
+def test_a_module_that_another_site_has_come_to_depend_on_stays_enabled(change, host, site, text, stays):
+    for folder, name, content in (("pages/sub", "index.php", ""), ("included", "x.conf", "SetHandler proxy:fcgi://x")):
+        (host / folder).mkdir(parents=True)
+        (host / folder / name).write_text(content)
+    (host / "etc/sites-available/other.conf").write_text(f"{text.format(host=host)}\n")
+    predicted = change(state="absent", check=True)["kept"]
+    kept = change(state="absent")["kept"]
+    assert sorted(path.name for path in (host / "etc/mods-enabled").iterdir()) == stays
+    assert sorted(Path(line.split(": ")[0]).name for line in kept) == stays
+    assert all(line.endswith(" depends on it") for line in kept)
+    assert predicted == kept
+    assert not (host / "etc/sites-enabled/ours.conf").is_symlink()
+
+
+def test_a_site_that_comes_back_with_the_removal_keeps_its_modules_too(change, host, site):
+    """Not disabled by hand, but by an earlier change set of ours."""
+    (host / "etc/sites-available/other.conf").write_text("SetHandler proxy:fcgi://localhost\n")
+    change(links=[{"path": "sites-enabled/other.conf", "state": "absent"}])
+    change(state="absent")
+    assert sorted(path.name for path in (host / "etc/mods-enabled").iterdir()) == FASTCGI
+
+
+def test_a_module_enabled_by_hand_keeps_what_it_depends_on(change, host, site):
+    (host / "etc/mods-enabled/proxy_http.load").write_text("# Depends: proxy\n")
+    kept = change(state="absent")["kept"]
+    assert f"{host}/etc/mods-enabled/proxy.load: {host}/etc/mods-enabled/proxy_http.load depends on it" in kept
