@@ -363,12 +363,29 @@ def write_states(root, states):
             put(os.path.join(staging, record["blob"]), ("file", state[1], 0o600))
         index.append(record)
     put(os.path.join(staging, "index.json"), ("file", json.dumps(index, indent=1).encode(), 0o600))
-    shutil.rmtree(root, ignore_errors=True)
+    # Cut off anywhere here, one of the two is there whole.
+    if os.path.isdir(root):
+        shutil.rmtree(root + ".old", ignore_errors=True)
+        os.rename(root, root + ".old")
     os.rename(staging, root)
+    shutil.rmtree(root + ".old", ignore_errors=True)
+
+
+def drop_states(root):
+    """Keep these states no longer."""
+    for suffix in (".new", ".old", ""):
+        shutil.rmtree(root + suffix, ignore_errors=True)
+
+
+def has_states(root):
+    """Whether states are kept in a directory, be it none at all."""
+    return os.path.isdir(root) or os.path.isdir(root + ".old")
 
 
 def read_states(root):
     """Return the (path, state, binary) that are kept in a directory."""
+    if not os.path.isdir(root):
+        root += ".old"
     try:
         with open(os.path.join(root, "index.json"), encoding="utf-8") as handle:
             index = json.load(handle)
@@ -392,17 +409,61 @@ def kept_in(module, kind):
     return os.path.join(module.params["backup_dir"], name)
 
 
+def foreign_copy(module, path):
+    """Return where somebody else's file is kept that was at a path."""
+    return os.path.join(module.params["backup_dir"], "foreign", path.lstrip("/"))
+
+
+def original_of(module, path, state):
+    """Return the state of a path before us, of which our own file tells nothing but that we were here."""
+    ours = state is not None and state[0] == "file" and module.params["marker"].encode() in state[1]
+    return state_of(foreign_copy(module, path)) if ours else state
+
+
+def without_originals(module):
+    """Whether a release that kept no originals has changed something here that is still changed."""
+    previous = [] if has_states(kept_in(module, "original")) else read_states(kept_in(module, "previous"))
+    return any(state_of(path) != state for path, state, _binary in previous)
+
+
+def make_up_originals(module):
+    """Keep the originals that a release without them has left no trace of, as far as they can be told.
+
+    The files that are declared are ours by now, with the links to them. A link that changed last was before as the
+    previous states say. Who made the others is not known; they stay as they are when the change set is taken away.
+    """
+    confdir = module.params["confdir"]
+    previous = {path: state for path, state, _binary in read_states(kept_in(module, "previous"))}
+    originals, ours = [], set()
+    for item in module.params["files"]:
+        path, binary = os.path.join(confdir, item["path"]), item["source"] is not None
+        ours.add(path)
+        state = previous.get(path, state_of(path))
+        originals.append((path, None if binary else original_of(module, path, state), binary))
+    for item in module.params["links"]:
+        path = os.path.join(confdir, item["path"])
+        led_to_ours = os.path.normpath(os.path.join(os.path.dirname(path), item["target"] or "")) in ours
+        if path in previous or led_to_ours:
+            originals.append((path, previous.get(path), False))
+    write_states(kept_in(module, "original"), originals)
+
+
 def save(module, entries, adopted):
     """Keep the previous states, so that they can be restored by this run or a later one."""
+    # First what a removal needs: without it, what follows would look like the work of a release that kept none.
+    originals = read_states(kept_in(module, "original"))
+    known = {path for path, _state, _binary in originals}
+    originals += [
+        (entry.path, original_of(module, entry.path, entry.before), entry.source is not None)
+        for entry in entries
+        if entry.path not in known
+    ]
+    write_states(kept_in(module, "original"), originals)
     write_states(
         kept_in(module, "previous"), [(entry.path, entry.before, entry.source is not None) for entry in entries]
     )
-    originals = read_states(kept_in(module, "original"))
-    known = {path for path, _state, _binary in originals}
-    originals += [(entry.path, entry.before, entry.source is not None) for entry in entries if entry.path not in known]
-    write_states(kept_in(module, "original"), originals)
     for entry in entries:
-        keep = os.path.join(module.params["backup_dir"], "foreign", entry.path.lstrip("/"))
+        keep = foreign_copy(module, entry.path)
         if entry.path in adopted and not os.path.lexists(keep):
             os.makedirs(os.path.dirname(keep), mode=0o700, exist_ok=True)
             put(keep, entry.before)
@@ -415,7 +476,7 @@ def forget(module):
     if changed:
         write_states(kept_in(module, "original"), changed)
     else:
-        shutil.rmtree(kept_in(module, "original"), ignore_errors=True)
+        drop_states(kept_in(module, "original"))
 
 
 def restore(module):
@@ -427,8 +488,8 @@ def restore(module):
             if not module.check_mode:
                 put(path, state)
     if not module.check_mode:
-        shutil.rmtree(kept_in(module, "previous"), ignore_errors=True)
         forget(module)
+        drop_states(kept_in(module, "previous"))
     return changed
 
 
@@ -542,6 +603,11 @@ def still_needed(module, entries):
 
 def plan_removal(module):
     """Return the entries that take away every change set of this name, and {path: why} of what stays as it is."""
+    if without_originals(module):
+        raise Refused(
+            f"an earlier release has put the change set {module.params['name']} in place, and kept no record of what "
+            "was there before; nothing was changed. Deploy once more with this release, then remove."
+        )
     marker, entries, kept = module.params["marker"].encode(), [], {}
     for path, state, binary in reversed(read_states(kept_in(module, "original"))):
         entry = Entry(path, state)
@@ -564,9 +630,9 @@ def plan_removal(module):
 def clean_up(module, entries):
     """Remove what was kept for change sets that are gone, and directories that this leaves empty."""
     for kind in ("previous", "original"):
-        shutil.rmtree(kept_in(module, kind), ignore_errors=True)
+        drop_states(kept_in(module, kind))
     for entry in entries:
-        keep = os.path.join(module.params["backup_dir"], "foreign", entry.path.lstrip("/"))
+        keep = foreign_copy(module, entry.path)
         # Back at its place, so no longer kept; a copy of something else stays.
         if os.path.lexists(keep) and state_of(keep) == entry.after:
             os.unlink(keep)
@@ -620,6 +686,8 @@ def apply(module, entries, adopted):
             stuck.append(f"{entry.path} ({error})")
     with contextlib.suppress(OSError):  # a full disk; what is kept too much is kept for nothing
         forget(module)
+        if not stuck:
+            drop_states(kept_in(module, "previous"))
     if stuck:
         raise Refused(
             f"the change could not be completed:\n{complaint}\nand these could not be taken back: {', '.join(stuck)}. "
@@ -691,7 +759,7 @@ def main():
         removal, adopted, kept = module.params["state"] == "absent", [], {}
         if removal:
             entries, kept = plan_removal(module)
-            changed = bool(entries) or any(os.path.isdir(kept_in(module, kind)) for kind in ("previous", "original"))
+            changed = bool(entries) or any(has_states(kept_in(module, kind)) for kind in ("previous", "original"))
         else:
             if not installed and not module.check_mode:
                 raise Refused(f"Apache is not installed here: {confdir} or {module.params['control']} is missing.")
@@ -711,6 +779,8 @@ def main():
             tested = tested and not removal and all(os.path.exists(path) for path in needed)
         if entries and tested:
             judge_copy(module, entries)
+        if not removal and not module.check_mode and without_originals(module):
+            make_up_originals(module)
         if entries and not module.check_mode:
             apply(module, entries, adopted)
         if removal and changed and not module.check_mode:

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import json
 import os
+import shutil
 import socket
 import subprocess
 import textwrap
@@ -348,6 +350,104 @@ def test_check_mode_does_not_judge_what_needs_an_earlier_change(change, host):
     assert change(**files("BROKEN\n"), needs=["mods-enabled/module.load"], check=True)["failed"] is True
     (host / "etc/mods-enabled/module.load").unlink()
     assert change(**files("BROKEN\n"), needs=["mods-enabled/module.load"])["failed"] is True, "a real run always asks"
+
+
+@pytest.fixture
+def earlier(change, host):
+    """A host as a release left it that kept no originals, and that deployed twice."""
+    (host / "etc/mods-available/mod.load").touch()
+    links = [
+        *files()["links"],
+        {"path": "mods-enabled/mod.load", "target": "../mods-available/mod.load"},
+        {"path": "sites-enabled/other.conf", "state": "absent"},
+    ]
+    change(**files("first\n", links=links[:2]))
+    change(**files("second\n", links=links))
+    shutil.rmtree(host / "backup/original")
+    return files("second\n", links=links)
+
+
+def test_what_an_earlier_release_deployed_is_removed_only_after_another_deployment(change, host, earlier):
+    before = snapshot(host)
+    for check in (True, False):
+        assert "kept no record" in change(state="absent", check=check)["msg"]
+    assert "Deploy once more with this release, then remove" in change(state="absent")["msg"]
+    assert snapshot(host) == before
+    assert change(check=True, **earlier)["changed"] is False
+    assert snapshot(host) == before
+    assert change(**earlier)["changed"] is False
+    assert change(state="absent")["changed"] is True
+    left = snapshot(host / "etc")
+    assert "mods-available/x.conf" not in left and "mods-enabled/x.conf" not in left
+    assert left["sites-enabled/other.conf"] == "../sites-available/other.conf", "it was there before the last change"
+    assert "mods-enabled/mod.load" in left, "nobody knows who made it"
+    assert not (host / "backup").exists()
+
+
+def test_a_binary_of_an_earlier_release_is_removed_too(change, host):
+    change(**binary(host, b"old"))
+    change(**binary(host, b"new"))
+    shutil.rmtree(host / "backup/original")
+    change(**binary(host, b"newer"))
+    change(state="absent")
+    assert not (host / "modules/mod_x.so").exists()
+
+
+def test_our_own_file_is_nobody_elses_original(change, host):
+    """What was kept for its removal is lost, for example with the disk it was on; the file is still there."""
+    change(**files("first\n"))
+    shutil.rmtree(host / "backup")
+    change(**files("second\n"))
+    change(state="absent")
+    assert not (host / "etc/mods-available/x.conf").exists()
+
+
+def test_what_an_earlier_release_replaced_comes_back(change, host):
+    (host / "etc/mods-available/x.conf").write_text("by hand\n")
+    change(**files("first\n"))
+    change(**files("second\n"))
+    shutil.rmtree(host / "backup/original")
+    change(**files("second\n"))
+    change(state="absent")
+    assert (host / "etc/mods-available/x.conf").read_text() == "by hand\n"
+    assert not (host / "backup").exists()
+
+
+def test_no_record_is_lost_where_a_run_is_cut_off(change, host, monkeypatch):
+    """Every rename of a second change is once the last that the run came to."""
+    before = snapshot(host / "etc")
+    (host / "etc/mods-available/x.conf").write_text("by hand\n")
+    change(**files("first\n"))
+    rename, cut_off_at = os.rename, 0
+
+    class CutOff(BaseException):
+        """The machine lost power."""
+
+    for cut_off_at in range(1, 20):
+        renamed = []
+
+        def renaming(old, new, *, last=cut_off_at, renamed=renamed):
+            if len(renamed) == last:
+                raise CutOff
+            renamed.append(new)
+            rename(old, new)
+
+        monkeypatch.setattr(os, "rename", renaming)
+        try:
+            change(**files(f"change {cut_off_at}\n"))
+        except CutOff:
+            monkeypatch.setattr(os, "rename", rename)
+            kept = host / "backup/original"
+            (index,) = [path for path in kept.glob("test*/index.json") if path.parent.suffix != ".new"]
+            blobs = [index.parent / record["blob"] for record in json.loads(index.read_text()) if "blob" in record]
+            assert [blob.read_text() for blob in blobs] == ["by hand\n"]
+        else:
+            break
+    assert cut_off_at > 3
+    monkeypatch.setattr(os, "rename", rename)
+    change(state="absent")
+    assert snapshot(host / "etc") == {**before, "mods-available/x.conf": "by hand\n"}
+    assert not (host / "backup").exists()
 
 
 # As Debian delivers them; see a2enmod(8) for the comments.
