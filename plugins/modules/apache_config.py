@@ -110,6 +110,13 @@ options:
     type: list
     elements: str
     default: []
+  after:
+    description:
+      - Names of change sets that are taken away before this one, for O(state=absent). In check mode, where they are
+        still there, the removal of all of them is tested as one.
+    type: list
+    elements: str
+    default: []
   control:
     description: Apache's control program.
     type: path
@@ -121,7 +128,7 @@ options:
 attributes:
   check_mode:
     description:
-      - Tests the change in a copy and says what would change. Works on a host without Apache. A removal is not tested.
+      - Tests the change in a copy and says what would change. Works on a host without Apache.
     support: full
   diff_mode:
     description: Shows texts, links, and sizes of binary files.
@@ -155,7 +162,7 @@ adopted:
   returned: always
 tested:
   description:
-    - Whether Apache judged the change. In check mode false for a removal, and when Apache or a source is not there yet.
+    - Whether Apache judged the change. In check mode false when Apache, a source or one of O(needs) is not there yet.
   type: bool
   returned: when state is present or absent
 kept:
@@ -274,11 +281,26 @@ def judge(module, confdir):
     return None if code == 0 else (err or out).replace(confdir, module.params["confdir"]).strip()
 
 
+def mention_elsewhere(folder, paths, gone):
+    """Let the texts below a folder look for files that are to be removed where there is nothing, below gone."""
+    for below, _subfolders, names in os.walk(folder):
+        for name in names:
+            path = os.path.join(below, name)
+            state = None if os.path.islink(path) or not os.path.isfile(path) else state_of(path)
+            if state is None:
+                continue
+            text = state[1]
+            for removed in paths:
+                text = text.replace(removed.encode(), (gone + removed).encode())
+            if text != state[1]:
+                put(path, ("file", text, state[2]))
+
+
 def judge_copy(module, entries):
     """Make the change in a copy of the configuration directory and ask Apache about it."""
     confdir = module.params["confdir"]
     with tempfile.TemporaryDirectory(prefix="apache-config-") as folder:
-        copy = os.path.join(folder, "apache2")
+        copy, gone = os.path.join(folder, "apache2"), os.path.join(folder, "gone")
         shutil.copytree(confdir, copy, symlinks=True)
         candidates = [entry for entry in entries if entry.source is not None]
         for entry in entries:
@@ -293,7 +315,12 @@ def judge_copy(module, entries):
             path = copy + entry.path[len(confdir) :]
             os.makedirs(os.path.dirname(path), exist_ok=True)
             put(path, state)
+        removed = [e.path for e in entries if e.after is None and not e.path.startswith(confdir + "/")]
+        if removed:
+            mention_elsewhere(copy, removed, gone)
         complaint = judge(module, copy)
+    if complaint is not None:
+        complaint = complaint.replace(gone, "")
     if complaint is not None:
         # A configuration that was broken before is not this change's fault, and the reader should look elsewhere.
         already = judge(module, confdir)
@@ -403,10 +430,10 @@ def read_states(root):
     return states
 
 
-def kept_in(module, kind):
-    """Return the directory with the previous states, or with those from before the first change set."""
-    name = module.params["name"] if kind == "previous" else os.path.join("original", module.params["name"])
-    return os.path.join(module.params["backup_dir"], name)
+def kept_in(module, kind, name=None):
+    """Return the directory with the previous states, or with those from before the first change set of a name."""
+    name = name or module.params["name"]
+    return os.path.join(module.params["backup_dir"], name if kind == "previous" else os.path.join("original", name))
 
 
 def foreign_copy(module, path):
@@ -420,9 +447,9 @@ def original_of(module, path, state):
     return state_of(foreign_copy(module, path)) if ours else state
 
 
-def without_originals(module):
-    """Whether a release that kept no originals has changed something here that is still changed."""
-    previous = [] if has_states(kept_in(module, "original")) else read_states(kept_in(module, "previous"))
+def without_originals(module, name):
+    """Whether a release that kept no originals has changed something by this name that is still changed."""
+    previous = [] if has_states(kept_in(module, "original", name)) else read_states(kept_in(module, "previous", name))
     return any(state_of(path) != state for path, state, _binary in previous)
 
 
@@ -573,12 +600,12 @@ def dependent(name, enabled):
     return None
 
 
-def still_needed(module, entries):
+def still_needed(module, entries, earlier):
     """Return {path: who needs it} of links in mods-enabled that a removal would take away from other configuration.
 
     Without proxy_fcgi or mod_php Apache takes a PHP file for a text and serves its source, and finds nothing wrong.
     """
-    confdir, after = module.params["confdir"], {entry.path: entry.after for entry in entries}
+    confdir, after = module.params["confdir"], {entry.path: entry.after for entry in [*earlier, *entries]}
     links, needed = {}, {}
     for entry in entries:
         name, suffix = os.path.splitext(os.path.basename(entry.path))
@@ -601,15 +628,18 @@ def still_needed(module, entries):
     return needed
 
 
-def plan_removal(module):
-    """Return the entries that take away every change set of this name, and {path: why} of what stays as it is."""
-    if without_originals(module):
+def plan_removal(module, name, earlier):
+    """Return the entries that take away every change set of a name, and {path: why} of what stays as it is.
+
+    Entries that take effect earlier are given.
+    """
+    if without_originals(module, name):
         raise Refused(
-            f"an earlier release has put the change set {module.params['name']} in place, and kept no record of what "
+            f"an earlier release has put the change set {name} in place, and kept no record of what "
             "was there before; nothing was changed. Deploy once more with this release, then remove."
         )
     marker, entries, kept = module.params["marker"].encode(), [], {}
-    for path, state, binary in reversed(read_states(kept_in(module, "original"))):
+    for path, state, binary in reversed(read_states(kept_in(module, "original", name))):
         entry = Entry(path, state)
         if entry.before == entry.after:
             continue
@@ -622,7 +652,7 @@ def plan_removal(module):
         else:
             entries.append(entry)
     if os.path.isdir(module.params["confdir"]):
-        for path, user in still_needed(module, entries).items():
+        for path, user in still_needed(module, entries, earlier).items():
             kept[path] = f"{user} depends on it"
     return [entry for entry in entries if entry.path not in kept], kept
 
@@ -742,6 +772,7 @@ def main():
             "marker": {"type": "str", "default": "socket_handoff.fleet"},
             "listen": {"type": "list", "elements": "int", "default": []},
             "needs": {"type": "list", "elements": "str", "default": []},
+            "after": {"type": "list", "elements": "str", "default": []},
             "control": {"type": "path", "default": "/usr/sbin/apache2ctl"},
             "backup_dir": {"type": "path", "default": "/var/lib/socket-handoff/apache"},
         },
@@ -756,9 +787,11 @@ def main():
             module.exit_json(changed=bool(paths), changed_paths=paths, adopted=[])
 
         installed = os.path.isdir(confdir) and os.access(module.params["control"], os.X_OK)
-        removal, adopted, kept = module.params["state"] == "absent", [], {}
+        removal, adopted, kept, earlier = module.params["state"] == "absent", [], {}, []
         if removal:
-            entries, kept = plan_removal(module)
+            for name in module.params["after"] if module.check_mode else ():
+                earlier += plan_removal(module, name, earlier)[0]
+            entries, kept = plan_removal(module, module.params["name"], earlier)
             changed = bool(entries) or any(has_states(kept_in(module, kind)) for kind in ("previous", "original"))
         else:
             if not installed and not module.check_mode:
@@ -776,10 +809,10 @@ def main():
         if module.check_mode:
             # What goes before this one in a real run is still to come, or still there.
             needed = [os.path.join(confdir, path) for path in module.params["needs"]]
-            tested = tested and not removal and all(os.path.exists(path) for path in needed)
-        if entries and tested:
-            judge_copy(module, entries)
-        if not removal and not module.check_mode and without_originals(module):
+            tested = tested and all(os.path.exists(path) for path in needed)
+        if tested and (entries or earlier):
+            judge_copy(module, [*earlier, *entries])
+        if not removal and not module.check_mode and without_originals(module, module.params["name"]):
             make_up_originals(module)
         if entries and not module.check_mode:
             apply(module, entries, adopted)

@@ -46,10 +46,10 @@ def host(tmp_path: Path) -> Path:
 def change(run_module, host):
     """Run the module against that host."""
 
-    def run(**arguments):
+    def run(name="test", **arguments):
         return run_module(
             "apache_config",
-            name="test",
+            name=name,
             confdir=str(host / "etc"),
             control=str(host / "apache2ctl"),
             backup_dir=str(host / "backup"),
@@ -318,9 +318,10 @@ def test_absent_changes_nothing_when_apache_needs_what_would_go(change, host):
     )
     (host / "etc/mods-enabled/by-hand.load").write_text(f"LoadModule x {module}\n")
     before = snapshot(host / "etc")
-    report = change(state="absent")
-    assert "taken back" in report["msg"] and str(module) in report["msg"]
-    assert snapshot(host / "etc") == before and module.exists()
+    for check in (True, False):
+        report = change(state="absent", check=check)
+        assert "nothing was changed" in report["msg"] and f"Cannot load {module}\n" in report["msg"] + "\n"
+        assert snapshot(host / "etc") == before and module.exists()
     (host / "etc/mods-enabled/by-hand.load").unlink()
     assert change(state="absent")["changed"] is True
     assert not module.exists()
@@ -528,3 +529,41 @@ def test_a_module_enabled_by_hand_keeps_what_it_depends_on(change, host, site):
     (host / "etc/mods-enabled/proxy_http.load").write_text("# Depends: proxy\n")
     kept = change(state="absent")["kept"]
     assert f"{host}/etc/mods-enabled/proxy.load: {host}/etc/mods-enabled/proxy_http.load depends on it" in kept
+
+
+@pytest.fixture
+def repair(host):
+    """Arguments that replace the text behind a link, without which Apache would refuse everything."""
+    (host / "etc/mods-available/x.conf").write_text("BROKEN\n")
+    (host / "etc/mods-enabled/x.conf").symlink_to("../mods-available/x.conf")
+    return {"files": [{"path": "mods-available/x.conf", "content": "# socket_handoff.fleet\n"}]}
+
+
+def test_check_mode_tests_a_removal(change, repair):
+    assert change(**repair)["changed"] is True
+    report = change(state="absent", check=True)
+    assert "Apache refuses the new configuration; nothing was changed" in report["msg"]
+
+
+def test_check_mode_tests_a_removal_together_with_those_that_go_before_it(change, host):
+    """Two change sets, of which the second needs the first: as the module and a virtual host that uses it."""
+    module = host / "modules/mod_x.so"
+    change(**binary(host, b"so"))
+    user = {"path": "mods-available/user.load", "content": f"# socket_handoff.fleet\nLoadModule user {module}\n"}
+    link = {"path": "mods-enabled/user.load", "target": "../mods-available/user.load"}
+    change(name="later", files=[user], links=[link])
+    before = snapshot(host)
+    assert "Apache refuses" in change(state="absent", check=True)["msg"]
+    report = change(state="absent", after=["later"], check=True)
+    assert report["tested"] is True
+    assert len(report["changed_paths"]) == 3, "only its own"
+    (host / "judged").write_text(before["judged"])
+    assert snapshot(host) == before
+    change(name="later", state="absent")
+    assert change(state="absent", after=["later"])["changed_paths"] == report["changed_paths"]
+
+
+def test_what_goes_before_a_removal_is_tested_even_if_nothing_else_goes(change, repair):
+    change(name="later", **repair)
+    assert change(state="absent", check=True)["changed"] is False
+    assert "Apache refuses" in change(state="absent", after=["later"], check=True)["msg"]
