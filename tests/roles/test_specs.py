@@ -93,6 +93,34 @@ def test_every_entry_point_that_is_used_has_a_spec_and_takes_the_same_variables(
         assert spec["options"] == specs["main"]["options"]
 
 
+def task_of(tasks: list[dict[str, Any]], name: str) -> dict[str, Any]:
+    """The one task of this name, in blocks too."""
+    inside = [task for block in tasks for task in block.get("block", [block])]
+    (found,) = [task for task in inside if task["name"] == name]
+    return found
+
+
+@pytest.mark.parametrize("role", ROLES)
+def test_the_note_of_a_run_that_was_cut_off_stays_until_somebody_has_acted_on_it(role):
+    """Whoever drops it must have looked for it, and a way back does not restart what an earlier run has written."""
+    done = "Note that what is written is in use"
+    tasks = ROOT / "roles" / role / "tasks"
+    assert task_of(yaml.safe_load((tasks / "main.yml").read_text()), done)["tags"] == ["configure"]
+    given = task_of(yaml.safe_load((tasks / "restore.yml").read_text()), done).get("when", True)
+    conditions = given if isinstance(given, list) else [given]
+    facts = {"streaming_daemon_active": {"rc": 0}, "streaming_daemon_current": {"stat": {"exists": True}}}
+
+    def drops(**cut_off: Any) -> bool:
+        variables = {f"__{name}": value for name, value in (facts | cut_off).items()}
+        templar = Templar(loader=DataLoader(), variables=variables)
+        return all(templar.template(trust_as_template(f"{{{{ {condition} }}}}")) is True for condition in conditions)
+
+    assert drops(**{f"{role}_cut_off": {"stat": {"exists": False}}})
+    assert not drops(**{f"{role}_cut_off": {"stat": {"exists": True}}})
+    if role != "streaming_daemon":  # looks in any case
+        assert not drops()
+
+
 def playbooks() -> list[Path]:
     return sorted(path for path in (ROOT / "playbooks").glob("*.yml") if not path.name.endswith(".meta.yml"))
 
@@ -114,6 +142,19 @@ def test_every_playbook_checks_its_inputs_first_by_a_spec_that_names_what_it_rea
             read |= names(role, (ROOT / f"roles/{role}/tasks/{entry}.yml").read_text())
     derived = {"handoff_app_port"} if "handoff_app_probe_url" in read else set()
     assert options == read | derived
+
+
+def test_the_removal_asks_apache_about_all_of_it_before_anything_goes():
+    _, remove = yaml.safe_load((ROOT / "playbooks/remove.yml").read_text())
+    roles = [task.get("ansible.builtin.import_role", {}).get("name", "").split(".")[-1] for task in remove["tasks"]]
+    asks = remove["tasks"][0]
+    assert roles == ["", "handoff_app", "apache_handoff", "streaming_daemon"]
+    assert asks["check_mode"] is True
+    assert asks["socket_handoff.fleet.apache_config"] == {
+        "name": "apache_handoff",
+        "state": "absent",
+        "after": ["handoff_app"],
+    }
 
 
 def test_site_yml_only_puts_playbooks_with_specs_in_order():
