@@ -85,6 +85,37 @@ def test_every_message_of_ours_says_what_is_allowed_and_gives_an_example(entry, 
     assert ANSIBLES.search(said) or ("allowed" in said and "Example: " in said)
 
 
+def test_the_removal_does_not_ask_for_what_only_a_deployment_needs(tmp_path):
+    """Nor does it need what the table's wrong values are wrong of: without them the defaults hold."""
+    hosts = {
+        "nothing": {},
+        "right": {
+            "streaming_daemon_socket": "/var/run/a/b.sock",
+            "streaming_daemon_drain_timeout": "0",
+            "streaming_daemon_write_timeout": 0.1,
+        },
+        "backends": {"streaming_daemon_backends": []},
+        "backend": {"streaming_daemon_backend": "nobody"},
+        "credentials": {"streaming_daemon_credentials": {"a/b": "s3cr3t"}},
+        "workers": {"streaming_daemon_workers": 65},
+        "unknown": {"streaming_daemon_of_an_earlier_release": 1},
+    }
+    assert refusals(play_of("remove"), hosts, tmp_path / "work") == dict.fromkeys(hosts)
+
+
+@pytest.mark.parametrize(
+    "socket",
+    ["/run/../etc/x", "/run//x", "/run/x\n", "/run/streaming-daemon/x", "/run/" + "x" * 103, "", "run/x"],
+)
+def test_the_removal_refuses_no_fewer_sockets_than_the_deployment(tmp_path, socket):
+    said = []
+    for entry in ("remove", "streaming_daemon"):
+        answer = refusals(play_of(entry), {"host": {"streaming_daemon_socket": socket}}, tmp_path / entry)["host"]
+        assert answer is not None, f"{entry} should have refused it"
+        said.append(message(answer))
+    assert said[0] == said[1]
+
+
 def paths(options: dict[str, Any], above: str = "") -> Iterator[str]:
     """Names of options and, behind their parent's, of their sub-options."""
     for name, option in options.items():
