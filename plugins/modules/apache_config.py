@@ -453,26 +453,39 @@ def without_originals(module, name):
     return any(state_of(path) != state for path, state, _binary in previous)
 
 
-def make_up_originals(module):
-    """Keep the originals that a release without them has left no trace of, as far as they can be told.
+def complete_originals(module):
+    """Keep the originals that a release without them, or with few of them, has left no trace of, as far as can be told.
 
-    The files that are declared are ours by now, with the links to them. A link that changed last was before as the
-    previous states say. Who made the others is not known; they stay as they are when the change set is taken away.
+    A declared file with our marker is ours, and so are the binary beside it and the links to it, unless somebody else's
+    file was there. A link that changed last was before as the previous states say. Who made the others is not known;
+    they stay as they are when the change set is taken away.
     """
-    confdir = module.params["confdir"]
-    previous = {path: state for path, state, _binary in read_states(kept_in(module, "previous"))}
-    originals, ours = [], set()
+    confdir, marker = module.params["confdir"], module.params["marker"].encode()
+    originals = read_states(kept_in(module, "original"))
+    known, added = {path for path, _state, _binary in originals}, {}
+    previous = {}
+    if without_originals(module, module.params["name"]):
+        previous = {path: state for path, state, _binary in read_states(kept_in(module, "previous"))}
+    binaries = []
     for item in module.params["files"]:
-        path, binary = os.path.join(confdir, item["path"]), item["source"] is not None
-        ours.add(path)
-        state = previous.get(path, state_of(path))
-        originals.append((path, None if binary else original_of(module, path, state), binary))
+        path = os.path.join(confdir, item["path"])
+        if path in known:
+            continue
+        state = state_of(path)
+        if item["source"] is not None:
+            binaries += [path] if state else []
+        elif state and state[0] == "file" and marker in state[1]:
+            added[path] = original_of(module, path, previous.get(path, state))
+    if added:
+        added.update(dict.fromkeys(binaries))
     for item in module.params["links"]:
         path = os.path.join(confdir, item["path"])
-        led_to_ours = os.path.normpath(os.path.join(os.path.dirname(path), item["target"] or "")) in ours
-        if path in previous or led_to_ours:
-            originals.append((path, previous.get(path), False))
-    write_states(kept_in(module, "original"), originals)
+        target = os.path.normpath(os.path.join(os.path.dirname(path), item["target"] or ""))
+        if path not in known and (path in previous or (target in added and added[target] is None)):
+            added[path] = previous.get(path)
+    if added:
+        originals += [(path, state, path in binaries) for path, state in added.items()]
+        write_states(kept_in(module, "original"), originals)
 
 
 def save(module, entries, adopted):
@@ -640,6 +653,8 @@ def plan_removal(module, name, earlier):
         )
     marker, entries, kept = module.params["marker"].encode(), [], {}
     for path, state, binary in reversed(read_states(kept_in(module, "original", name))):
+        if not binary:  # an earlier release may have kept our own
+            state = original_of(module, path, state)
         entry = Entry(path, state)
         if entry.before == entry.after:
             continue
@@ -812,8 +827,8 @@ def main():
             tested = tested and all(os.path.exists(path) for path in needed)
         if tested and (entries or earlier):
             judge_copy(module, [*earlier, *entries])
-        if not removal and not module.check_mode and without_originals(module, module.params["name"]):
-            make_up_originals(module)
+        if not removal and not module.check_mode:
+            complete_originals(module)
         if entries and not module.check_mode:
             apply(module, entries, adopted)
         if removal and changed and not module.check_mode:

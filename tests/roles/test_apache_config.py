@@ -414,6 +414,35 @@ def test_what_an_earlier_release_replaced_comes_back(change, host):
     assert not (host / "backup").exists()
 
 
+def test_a_record_that_was_begun_too_late_is_completed(change, host):
+    """An earlier release recorded only its last change, and our own text as what was there before."""
+    files_of = binary(host, b"so")
+    files_of["files"].append({"path": "mods-available/x.conf", "content": "# socket_handoff.fleet\nfirst\n"})
+    before = snapshot(host / "etc")
+    change(**files_of)
+    shutil.rmtree(host / "backup")
+    files_of["files"][-1]["content"] += "second\n"
+    original = host / "backup/original/test"
+    change(**files_of)
+    (record,) = [r for r in json.loads((original / "index.json").read_text()) if r["path"].endswith("x.conf")]
+    (original / "blob").write_text("# socket_handoff.fleet\nfirst\n")
+    (original / "index.json").write_text(json.dumps([{**record, "kind": "file", "mode": 0o644, "blob": "blob"}]))
+    assert change(**files_of)["changed"] is False
+    change(state="absent")
+    assert snapshot(host / "etc") == before
+    assert not (host / "modules/mod_x.so").exists()
+
+
+def test_a_link_by_hand_to_a_file_that_ours_replaced_is_not_taken_for_ours(change, host):
+    (host / "etc/mods-available/x.conf").write_text("by hand\n")
+    (host / "etc/mods-enabled/x.conf").symlink_to("../mods-available/x.conf")
+    before = snapshot(host / "etc")
+    for _time in range(2):
+        change(**files())
+    change(state="absent")
+    assert snapshot(host / "etc") == before
+
+
 def test_no_record_is_lost_where_a_run_is_cut_off(change, host, monkeypatch):
     """Every rename of a second change is once the last that the run came to."""
     before = snapshot(host / "etc")
