@@ -116,3 +116,202 @@ def test_a_parcel_cannot_name_a_path_outside_its_tree(write, path, tmp_path):
 
 def test_a_damaged_parcel_is_refused(write):
     assert "the parcel is damaged" in write("bm90IGEgcGFyY2Vs")["msg"]
+
+
+@pytest.fixture
+def mirror(sources, write, tmp_path):
+    """A mirror whose host had a file of somebody else at the place of main.py; remove it with absent()."""
+    return Mirror(sources, write, tmp_path)
+
+
+class Mirror:
+    def __init__(self, sources: Path, write, tmp_path: Path) -> None:
+        self.sources, self.write = sources, write
+        self.dest, self.foreign = tmp_path / "host/release", tmp_path / "state/foreign"
+        self.manifest = tmp_path / "state/manifest.json"
+        self.dest.mkdir(parents=True)
+        self.main = self.dest / "main.py"
+        self.copy = self.foreign / str(self.main).lstrip("/")
+        self.main.write_text("somebody else's")
+        self.main.chmod(0o640)
+
+    def present(self, **more):
+        return self.run(pack(self.sources)["parcel"], **more)
+
+    def absent(self, **more):
+        return self.run(None, state="absent", **more)
+
+    def run(self, parcel, **more):
+        return self.write(parcel, kind="mirror", manifest=str(self.manifest), foreign=str(self.foreign), **more)
+
+
+def test_a_removed_mirror_gives_back_what_it_replaced(mirror):
+    mirror.present()
+    assert mirror.main.read_text() == "print('hello')\n"
+    report = mirror.absent()
+    assert (report["written"], report["removed"], report["kept"]) == (["main.py"], ["package/part.py"], [])
+    assert mirror.main.read_text() == "somebody else's"
+    assert mirror.main.stat().st_mode & 0o777 == 0o640
+    assert sorted(path.name for path in mirror.dest.iterdir()) == ["main.py"]
+    assert not mirror.copy.exists()
+    assert not mirror.manifest.exists()
+    assert mirror.absent()["changed"] is False
+
+
+@pytest.mark.parametrize("stop_at", ["unlink", "rmdir", "rename", "fsync"])
+@pytest.mark.parametrize("text", ["somebody else's", "print('hello')\n"])
+def test_a_removal_cut_off_anywhere_and_run_again_loses_no_foreign_file(mirror, monkeypatch, stop_at, text):
+    """Also where the foreign file has the very bytes of ours."""
+    mirror.main.write_text(text)
+    mirror.present()
+    real = getattr(os, stop_at)
+    for survived in range(20):
+        left = survived
+
+        def cut(*arguments, **more):
+            nonlocal left
+            if left == 0:
+                raise KeyboardInterrupt
+            left -= 1
+            return real(*arguments, **more)
+
+        monkeypatch.setattr(os, stop_at, cut)
+        try:
+            mirror.absent()
+        except KeyboardInterrupt:
+            ended = False
+        else:
+            ended = True
+        monkeypatch.setattr(os, stop_at, real)
+        mirror.absent()
+        assert mirror.main.read_text() == text, survived
+        assert mirror.main.stat().st_mode & 0o777 == 0o640
+        assert sorted(path.name for path in mirror.dest.iterdir()) == ["main.py"]
+        assert not mirror.copy.exists()
+        if ended:
+            break
+        mirror.present()
+    else:
+        raise AssertionError("no removal came to its end")
+    assert survived > 0
+
+
+def test_a_file_that_somebody_replaced_since_stays_and_is_named(mirror):
+    mirror.present()
+    mirror.main.write_text("by hand, later")
+    (mirror.dest / "package/part.py").write_text("by hand, later")
+    report = mirror.absent()
+    assert report["kept"] == ["main.py", "package/part.py"]
+    assert (report["written"], report["removed"]) == ([], [])
+    assert mirror.main.read_text() == "by hand, later"
+    assert (mirror.dest / "package/part.py").read_text() == "by hand, later"
+    assert mirror.copy.read_text() == "somebody else's", "what is not back at its place stays where it is kept"
+
+
+def test_what_somebody_wrote_after_a_removal_is_kept_as_well(mirror):
+    mirror.present()
+    mirror.main.write_text("by hand, later")
+    mirror.absent()
+    mirror.present()
+    mirror.absent()
+    assert mirror.main.read_text() == "by hand, later"
+    assert mirror.copy.with_name("main.py.1").read_text() == "somebody else's"
+
+
+def test_an_empty_directory_of_somebody_else_stays(mirror):
+    mirror.present()
+    (mirror.dest / "uploads").mkdir()
+    (mirror.dest / "package/cache").mkdir()
+    mirror.absent()
+    assert (mirror.dest / "uploads").is_dir()
+    assert (mirror.dest / "package/cache").is_dir()
+
+
+def test_a_file_that_the_parcel_no_longer_has_gives_back_what_it_replaced(mirror):
+    mirror.present()
+    (mirror.sources / "main.py").unlink()
+    report = mirror.present()
+    assert (report["written"], report["removed"]) == (["main.py"], [])
+    assert mirror.main.read_text() == "somebody else's"
+    assert mirror.absent()["kept"] == []
+    assert mirror.main.read_text() == "somebody else's"
+
+
+def test_a_link_of_somebody_else_comes_back_as_a_link(mirror):
+    mirror.main.unlink()
+    mirror.main.symlink_to("elsewhere.py")
+    mirror.present()
+    assert not mirror.main.is_symlink()
+    mirror.absent()
+    assert os.readlink(mirror.main) == "elsewhere.py"
+
+
+def test_a_run_cut_off_before_its_end_does_not_take_its_own_files_for_foreign(mirror, monkeypatch):
+    real, done = os.rename, []
+
+    def cut(source, target):
+        if done:
+            raise KeyboardInterrupt
+        if str(target).endswith(".py") and str(mirror.foreign) not in str(target):
+            done.append(target)
+        return real(source, target)
+
+    monkeypatch.setattr(os, "rename", cut)
+    with pytest.raises(KeyboardInterrupt):
+        mirror.present()
+    monkeypatch.setattr(os, "rename", real)
+    (mirror.sources / "package/part.py").write_text("# newer\n")
+    mirror.present()
+    assert mirror.absent()["kept"] == []
+    assert mirror.main.read_text() == "somebody else's"
+    assert not (mirror.dest / "package").exists()
+
+
+def test_nobody_else_can_reach_what_is_kept(mirror):
+    before = os.umask(0o022)
+    try:
+        mirror.present()
+    finally:
+        os.umask(before)
+    assert mirror.copy.stat().st_mode & 0o777 == 0o640
+    folder = mirror.copy.parent
+    while folder != mirror.foreign.parent:
+        assert folder.stat().st_mode & 0o777 == 0o700, folder
+        folder = folder.parent
+    assert folder.stat().st_mode & 0o777 == 0o755, "the notes beside it are no secret"
+
+
+def test_the_owner_is_kept_and_comes_back(mirror, monkeypatch):
+    owners = []
+    monkeypatch.setattr(os, "chown", lambda path, uid, gid, **_more: owners.append((str(path), uid, gid)))
+    theirs = (os.getuid(), os.getgid())
+    mirror.present()
+    kept = list(owners)
+    owners.clear()
+    mirror.absent()
+    assert [owner[1:] for owner in kept] == [theirs]
+    assert [owner[1:] for owner in owners] == [theirs]
+
+
+def test_check_mode_of_a_removal_says_the_same_and_changes_nothing(mirror):
+    mirror.present()
+    before = sorted(mirror.dest.rglob("*")), mirror.manifest.read_bytes()
+    predicted = mirror.absent(check=True)
+    assert (sorted(mirror.dest.rglob("*")), mirror.manifest.read_bytes()) == before
+    assert mirror.copy.exists()
+    assert mirror.absent() == predicted
+
+
+def test_a_list_of_an_earlier_release_is_understood(mirror):
+    mirror.present()
+    mirror.manifest.write_text('["main.py", "package/part.py"]')
+    assert mirror.absent()["removed"] == ["package/part.py"]
+    assert mirror.main.read_text() == "somebody else's"
+
+
+@pytest.mark.parametrize("text", ["nonsense", "7", '{"main.py": "x"}'])
+def test_a_manifest_of_another_form_is_refused_and_nothing_is_removed(mirror, text):
+    mirror.present()
+    mirror.manifest.write_text(text)
+    assert "is not the list this module writes" in mirror.absent()["msg"]
+    assert mirror.main.read_text() == "print('hello')\n"
