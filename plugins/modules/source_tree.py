@@ -224,7 +224,7 @@ def copy_of(module, path):
 
 
 def keep(module, path):
-    """Copy somebody else's file to where it is kept, for root alone; an earlier copy of something else stays beside it."""
+    """Copy somebody else's file to where it is kept, for root alone; an earlier copy of something else stays."""
     copy, full = copy_of(module, path), os.path.join(module.params["dest"], path)
     # A directory cannot be replaced by a file; the run fails there, and it stays.
     if (os.path.isdir(full) and not os.path.islink(full)) or same(full, copy):
