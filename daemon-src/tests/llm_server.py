@@ -132,3 +132,14 @@ class FakeLLM:
             return
         finally:
             sock.close()
+
+
+def fill(server: socket.socket) -> list[socket.socket]:
+    """Let ``server`` answer nobody any more: its backlog is full, and the kernel drops who knocks."""
+    fillers = []
+    for _ in range(3):
+        filler = socket.socket()
+        filler.setblocking(False)
+        filler.connect_ex(server.getsockname())
+        fillers.append(filler)
+    return fillers

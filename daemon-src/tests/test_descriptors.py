@@ -109,8 +109,8 @@ def connect(url: str, fail: Exception, *, noted: bool = False, addresses: Any = 
                 descriptors.shortages.note()
             raise fail
 
-        loop.getaddrinfo = broken  # type: ignore[method-assign]
-        loop.create_connection = broken  # type: ignore[method-assign]
+        loop.getaddrinfo = broken
+        loop.create_connection = broken
         try:
             await client.connect()
         except Exception as error:

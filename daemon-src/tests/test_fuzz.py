@@ -28,7 +28,8 @@ def run(hidden: Path, *arguments: str) -> subprocess.CompletedProcess[str]:
 
 
 @pytest.mark.skipif(
-    platform.machine() != "x86_64" or sys.version_info >= (3, 14), reason="there are no wheels of atheris"
+    platform.machine() != "x86_64" or sys.version_info >= (3, 14),
+    reason="NOT TESTED: there are no wheels of atheris for this machine or this Python",
 )
 def test_without_the_fuzzer_that_should_be_there_the_lane_fails(tmp_path: Path) -> None:
     done = run(tmp_path)

@@ -10,6 +10,7 @@ from typing import Any
 
 import pytest
 
+from llm_server import fill
 from streaming_daemon.wheel import TimerWheel
 
 pytest.importorskip("httptools")
@@ -17,17 +18,6 @@ pytest.importorskip("httptools")
 from streaming_daemon.backends.http_client import Client
 
 DEAD, ALIVE, CLOSED, ALSO_DEAD = "127.0.0.1", "127.0.0.2", "127.0.0.3", "127.0.0.4"
-
-
-def fill(server: socket.socket) -> list[socket.socket]:
-    """Let ``server`` answer nobody any more: its backlog is full, and the kernel drops who knocks."""
-    fillers = []
-    for _ in range(3):
-        filler = socket.socket()
-        filler.setblocking(False)
-        filler.connect_ex(server.getsockname())
-        fillers.append(filler)
-    return fillers
 
 
 @pytest.fixture
@@ -55,7 +45,7 @@ def reach(port: int, *addresses: str, timeout: float = 3.0) -> str:
         async def resolved(*_: Any, **__: Any) -> list[Any]:
             return [(socket.AF_INET, socket.SOCK_STREAM, 6, "", (address, port)) for address in addresses]
 
-        loop.getaddrinfo = resolved  # type: ignore[method-assign]
+        loop.getaddrinfo = resolved
         connection = await client.connect()
         assert connection._transport is not None
         address = str(connection._transport.get_extra_info("peername")[0])

@@ -210,7 +210,7 @@ class Hasty:
         if not self._said:
             self._said = True
             return 0, [], socket.MSG_CMSG_CLOEXEC, None
-        return self._sock.recvmsg_into(*arguments)  # type: ignore[arg-type]
+        return self._sock.recvmsg_into(*arguments)
 
     def __getattr__(self, name: str) -> object:
         return getattr(self._sock, name)
@@ -220,7 +220,7 @@ def test_a_message_that_came_while_its_end_was_looked_for_is_found(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def peer(listener: Listener, sock: socket.socket) -> object:
-        return original(listener, Hasty(sock))  # type: ignore[arg-type]
+        return original(listener, Hasty(sock))
 
     original = module._PacketPeer
     monkeypatch.setattr(module, "_PacketPeer", peer)

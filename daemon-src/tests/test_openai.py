@@ -17,7 +17,7 @@ import pytest
 
 from conftest import MakeDaemon, MakeLLM
 from daemon_harness import TIMEOUT, Daemon, Response, tcp_pair, wait_for
-from llm_server import SSE_HEAD, FakeLLM, Request, Script, error, event
+from llm_server import SSE_HEAD, FakeLLM, Request, Script, error, event, fill
 
 pytest.importorskip("httptools")
 
@@ -218,12 +218,7 @@ def test_a_connection_that_is_never_accepted_is_a_504(make_daemon: MakeDaemon) -
     with socket.socket() as server:
         server.bind(("127.0.0.1", 0))
         server.listen(0)
-        fillers = []
-        for _ in range(3):
-            filler = socket.socket()
-            filler.setblocking(False)
-            filler.connect_ex(server.getsockname())
-            fillers.append(filler)
+        fillers = fill(server)
         url = f"http://127.0.0.1:{server.getsockname()[1]}"
         daemon = make_daemon(config(url, "connect_timeout = 0.3")).start()
         assert_error(daemon.ask(PROMPT), 504, "backend_timeout")

@@ -12,6 +12,7 @@ from urllib.parse import urlencode
 
 import pytest
 from front_door import Answer, Session
+from host_report import add_logs
 from testinfra.host import Host
 
 PASSWORD = "chain-test-password"
@@ -89,11 +90,4 @@ def hand_off(host: Host, session: Session) -> Iterator[Callable[..., Answer]]:
 def pytest_runtest_makereport(item: pytest.Item) -> Iterator[None]:
     """A failure carries the journal and Apache's error log of the host it happened on."""
     outcome = yield
-    report = outcome.get_result()  # type: ignore[attr-defined]
-    host = getattr(item, "funcargs", {}).get("host")
-    if report.failed and host is not None:
-        for title, command in (
-            ("journal", "journalctl --no-pager -n 40 -u streaming-daemon.socket -u streaming-daemon.service"),
-            ("Apache's error log", "tail -n 20 /var/log/apache2/error.log /var/log/apache2/handoff-app-error.log"),
-        ):
-            report.sections.append((f"{title} of {host.backend.hostname}", host.run(command).stdout))
+    add_logs(item, outcome)

@@ -13,6 +13,7 @@ from testinfra.host import Host
 sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "chain"))
 
 from front_door import Session, assert_complete
+from host_report import add_logs
 from operator_runs import copy_of_checkout, playbook
 
 Run = subprocess.CompletedProcess[str]
@@ -74,8 +75,4 @@ def refused(run: Run, *said: str) -> None:
 def pytest_runtest_makereport(item: pytest.Item) -> Iterator[None]:
     """A failure carries the journal and Apache's error log."""
     outcome = yield
-    report = outcome.get_result()  # type: ignore[attr-defined]
-    host = getattr(item, "funcargs", {}).get("host")
-    if report.failed and host is not None:
-        commands = ("journalctl --no-pager -n 30 -u streaming-daemon", "tail -n 20 /var/log/apache2/error.log")
-        report.sections += [(command, host.run(command).stdout) for command in commands]
+    add_logs(item, outcome)

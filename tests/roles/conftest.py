@@ -19,6 +19,17 @@ ROOT = Path(__file__).resolve().parents[2]
 if not any(type(finder).__name__ == "_AnsibleCollectionFinder" for finder in sys.meta_path):
     _AnsibleCollectionFinder(paths=[str(ROOT / ".config/collections")])._install()
 
+# The last play of a run: what every host has answered, in one file.
+GATHER = """\
+- hosts: localhost
+  gather_facts: false
+  tasks:
+    - ansible.builtin.copy:
+        content: "{{ dict(groups['all'] | zip(groups['all'] | map('extract', hostvars, 'case_answer'))) | to_json }}"
+        dest: "{{ case_out }}"
+        mode: '0600'
+"""
+
 RunModule = Callable[..., dict[str, Any]]
 
 

@@ -27,6 +27,15 @@ from ansible.playbook.task import Task
 from ansible.plugins import loader as plugins
 from ansible.vars.manager import VariableManager
 
+# The play that checks the inputs of one role.
+ASSERT = """\
+- hosts: all
+  gather_facts: false
+  tasks:
+    - ansible.builtin.import_role:
+        name: socket_handoff.fleet.{role}
+        tasks_from: assert
+"""
 DEBIAN = {"distribution": "Debian", "distribution_major_version": "12", "service_mgr": "systemd"}
 
 

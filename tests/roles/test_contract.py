@@ -16,6 +16,7 @@ from typing import Any
 
 import pytest
 import yaml
+from conftest import GATHER
 from generate_readme import PLAYBOOKS, ROLES, ROOT
 from in_process import DEBIAN
 from test_refusals import TABLE, message
@@ -64,22 +65,12 @@ PLAY = """\
                    | selectattr('failed') | map('dict2items') | map('selectattr', 'key', 'in', ['msg', 'failed'])
                    | map('items2dict') | list }}}}
 """
-GATHER = """\
-- hosts: localhost
-  gather_facts: false
-  tasks:
-    - ansible.builtin.copy:
-        content: "{{ dict(groups['all'] | zip(groups['all'] | map('extract', hostvars, 'case_answer'))) | to_json }}"
-        dest: "{{ case_out }}"
-        mode: '0600'
-"""
 
 
 def playbook(core: str, work: Path, *arguments: str, **environment: str) -> subprocess.CompletedProcess[str]:
     """Run ansible-playbook of one of the two lines in this checkout."""
     program = CORES[core] / "ansible-playbook"
-    if not program.exists():
-        pytest.skip(f"NOT TESTED: {program} is missing; run script/bootstrap fast")
+    assert program.exists(), f"{program} is missing: run script/bootstrap fast"
     return subprocess.run(
         [program, "-c", "local", *arguments],
         cwd=ROOT,

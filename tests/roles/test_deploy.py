@@ -14,6 +14,7 @@ from typing import Any
 
 import pytest
 import yaml
+from conftest import GATHER
 from generate_readme import ROOT
 from in_process import DEBIAN, sentences
 from test_specs import PASSWORD
@@ -104,15 +105,6 @@ RENDER = """
 RESCUE = """
 - ansible.builtin.set_fact:
     case_answer: "{{ ansible_failed_result }}"
-"""
-GATHER = """\
-- hosts: localhost
-  gather_facts: false
-  tasks:
-    - ansible.builtin.copy:
-        content: "{{ dict(groups['all'] | zip(groups['all'] | map('extract', hostvars, 'case_answer'))) | to_json }}"
-        dest: "{{ case_out }}"
-        mode: '0600'
 """
 
 

@@ -14,7 +14,7 @@ import pytest
 import yaml
 from ansible_collections.socket_handoff.fleet.plugins.plugin_utils import inputs
 from generate_readme import PLAYBOOKS, ROLES, ROOT, spec_of
-from in_process import refusals, sentences
+from in_process import ASSERT, refusals, sentences
 
 TABLE: dict[str, dict[str, Any]] = yaml.safe_load(Path(__file__).with_name("refusals.yml").read_text())
 CASES = [
@@ -25,14 +25,6 @@ CASES = [
 # Options that take every value of their type, and a type that takes everything: with the reason.
 FREE: dict[str, str] = {}
 OLD_NAMES = {"AnsibleUnicode": "str", "AnsibleMapping": "dict", "AnsibleSequence": "list"}
-ASSERT = """\
-- hosts: all
-  gather_facts: false
-  tasks:
-    - ansible.builtin.import_role:
-        name: socket_handoff.fleet.{role}
-        tasks_from: assert
-"""
 
 
 def play_of(entry: str) -> str:

@@ -22,7 +22,7 @@ from ansible.parsing.dataloader import DataLoader
 from ansible.template import Templar, trust_as_template
 from ansible_collections.socket_handoff.fleet.plugins.plugin_utils import inputs
 from generate_readme import ROLES, ROOT, spec_of
-from in_process import refusals, sentences
+from in_process import ASSERT, refusals, sentences
 
 PASSWORD = "correct horse"
 
@@ -558,15 +558,6 @@ FACTS = {
 }
 NUMBERED = [(role, number, *case) for role in CASES for number, case in enumerate(CASES[role])]
 
-CHECK = """\
-- hosts: all
-  gather_facts: false
-  tasks:
-    - ansible.builtin.import_role:
-        name: socket_handoff.fleet.{role}
-        tasks_from: assert
-"""
-
 
 @pytest.fixture(scope="module")
 def answers(tmp_path_factory: pytest.TempPathFactory) -> dict[str, dict[str, Any] | None]:
@@ -579,7 +570,7 @@ def answers(tmp_path_factory: pytest.TempPathFactory) -> dict[str, dict[str, Any
             name = f"{role}_{number}"
             hosts[name] = {key: value for key, value in variables.items() if key not in FACTS}
             facts[name] = {FACTS[key]: value for key, value in variables.items() if key in FACTS}
-        found |= refusals(CHECK.format(role=role), hosts, work / role, facts)
+        found |= refusals(ASSERT.format(role=role), hosts, work / role, facts)
     return found
 
 
