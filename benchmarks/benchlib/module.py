@@ -190,6 +190,7 @@ class Bench:
             "p50_us": load.latency_us["p50"],
             "p99_us": load.latency_us["p99"],
             "mean_us": load.latency_us["mean"],
+            "reopened": load.reopened,
             "wall_us": load.seconds * 1e6 / load.requests,
             "httpd_cpu_us": used_httpd / 1e3 / load.requests,
             "receiver_cpu_us": used_receiver / 1e3 / load.requests,

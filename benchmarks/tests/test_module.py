@@ -73,6 +73,7 @@ def test_the_command_leaves_every_figure_of_every_contender_under_every_mpm(tmp_
             for what in ("requests_per_second", "p50_us", "p99_us", "client_cpu_us"):
                 values = cells[str(QUICK.connections[0])][what]
                 assert len(values) == QUICK.rounds and all(value > 0 for value in values), (mpm, key, what)
+            assert len(cells[str(QUICK.connections[0])]["reopened"]) == QUICK.rounds
         for row, _, _, servers in INSTRUCTION_ROWS:
             assert all(result["instructions"][row][server] > 1000 for server in servers), (mpm, row)
     report = (tmp_path / "module.md").read_text()

@@ -62,7 +62,7 @@ class ExecBackend:
         self.config = config
         self.loop = loop
         self.wheel = wheel
-        self.command = (*(_TIE if os.access(_TIE[0], os.X_OK) else ()), *config.command)
+        self.command = (*_TIE, *config.command)
         self.ceiling = descriptors.ceiling()
         self.environment = {**_ENVIRONMENT, **config.environment}
         # Those that were cancelled and are still dying count too: they are processes.
