@@ -600,13 +600,18 @@ def dependent(name, enabled):
     family = "php" if name.startswith("php") else name
     known_as = r"php\d*" if family == "php" else re.escape(name)
     # Not "!": who says what holds without the module is served by its absence.
-    uses = rf'^\s*<IfModule\s+"?(?:{known_as}_module|mod_{known_as}[.]c)"?\s*>'
-    if family in USES:
-        uses += rf"|^(?!\s*#).*(?:{USES[family]})"
+    guards = rf'^\s*<IfModule\s+"?(?:{known_as}_module|mod_{known_as}[.]c)"?\s*>'
+    uses = rf"^(?!\s*#).*(?:{USES[family]})" if family in USES else None
     # As a2dismod does: what other modules depend on is in a comment of Debian's.
     depends = rf"^#\s*Depends:(?:.*\s)?{re.escape(name)}(?:\s|$)"
     for path, text in enabled.items():
-        if re.search(uses, text, re.I | re.M) or (path.endswith(".load") and re.search(depends, text, re.M)):
+        # In a module's own configuration it is what that does beside the other: mod_status shows how proxies are.
+        of_a_module = os.path.basename(os.path.dirname(path)) == "mods-enabled"
+        if not of_a_module and re.search(guards, text, re.I | re.M):
+            return path
+        if uses and re.search(uses, text, re.I | re.M):
+            return path
+        if path.endswith(".load") and re.search(depends, text, re.M):
             return path
         if family == "php" and scripts_in(text):
             return path

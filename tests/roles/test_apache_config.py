@@ -554,6 +554,14 @@ def test_a_site_that_comes_back_with_the_removal_keeps_its_modules_too(change, h
     assert sorted(path.name for path in (host / "etc/mods-enabled").iterdir()) == FASTCGI
 
 
+def test_what_another_module_does_beside_it_keeps_no_module(change, host, site):
+    """Debian's status.conf is enabled everywhere."""
+    text = "<IfModule mod_status.c>\n    <IfModule mod_proxy.c>\n        ProxyStatus On\n    </IfModule>\n</IfModule>\n"
+    (host / "etc/mods-enabled/status.conf").write_text(text)
+    assert change(state="absent")["kept"] == []
+    assert [path.name for path in (host / "etc/mods-enabled").iterdir()] == ["status.conf"]
+
+
 def test_a_module_enabled_by_hand_keeps_what_it_depends_on(change, host, site):
     (host / "etc/mods-enabled/proxy_http.load").write_text("# Depends: proxy\n")
     kept = change(state="absent")["kept"]
