@@ -240,6 +240,11 @@ class Model:
         self._process.send_signal(signal.SIGUSR1)
         return int(json.loads(self._line())["connections"])
 
+    def check(self) -> None:
+        """Raise BenchmarkError where it has ended: nobody else would say why nothing can be reached."""
+        if self._process.poll() is not None:
+            raise BenchmarkError(f"the stand-in for the model ended with {self._process.returncode}")
+
     def stop(self) -> None:
         self._process.kill()
         self._process.wait()
@@ -264,6 +269,8 @@ class Bench:
     def measure(self, scenario: Scenario, contender: str) -> dict[str, float]:
         """One run with a fresh daemon. Raises BenchmarkError where the work was not done."""
         model = f"{scenario.pace:g}x{scenario.tokens}" if scenario.model else ""
+        if scenario.model:
+            self.models[scenario.model].check()
         with ExitStack() as stack:
             directory = Path(tempfile.mkdtemp(prefix="run-", dir=self.directory))
             stack.callback(shutil.rmtree, directory, ignore_errors=True)

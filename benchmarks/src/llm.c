@@ -319,6 +319,8 @@ int main(int argc, char **argv)
         fprintf(stderr, "usage: llm PORT [CERTIFICATE KEY]\n");
         return 2;
     }
+    /* OpenSSL writes with write(2), which takes no MSG_NOSIGNAL: a client that has gone would end the server. */
+    (void)signal(SIGPIPE, SIG_IGN);
     if (argc == 4) {
         set_up_tls(argv[2], argv[3]);
     }
