@@ -28,7 +28,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from benchlib import machine, tools
+from benchlib import http2, machine, tools
 from benchlib.apache import free_port
 from benchlib.cpu import children, cpu_ns, split_cores
 from benchlib.figures import figure, ratio
@@ -95,7 +95,8 @@ class Scenario:
     tokens: int
     pace: float
     count: float = 0.0
-    model: str = ""  # "", plain, tls: who answers
+    model: str = ""  # "", plain, tls, h2: who answers
+    warm: bool = True  # as many connections to the model as will be needed are there before
     contenders: tuple[str, ...] = CONTENDERS
 
 
@@ -121,11 +122,15 @@ class Settings:
             Scenario("saturated", "500 streams of 18 events, closed loop", n(500), ("loop", str(two)), 18, 1000.0),
             Scenario("paced", "500 streams, 100 events/s each", n(500), ("ramp", "500"), 100_000, 100.0, 1.5 * two),
             Scenario("relay", "500 relayed, 20 tokens/s each", n(500), ("ramp", "250"), 100000, 20.0, 2 * two,
-                     "plain", both),
+                     "plain", contenders=both),
             Scenario("relay-memory", "4,000 relayed, 1 token/s each", n(4000), ("ramp", "500"), 100000, 1.0, 1 + two,
-                     "plain", both),
+                     "plain", contenders=both),
             Scenario("relay-tls", "1,000 relayed over TLS, connections reused, 5 tokens/s each", n(1000),
-                     ("ramp", "250"), 100000, 5.0, two, "tls", ("ours",)),
+                     ("ramp", "250"), 100000, 5.0, two, "tls", contenders=("ours",)),
+            Scenario("relay-tls-new", "1,000 relayed over TLS, each on a new connection, 5 tokens/s each", n(1000),
+                     ("ramp", "250"), 100000, 5.0, two, "tls", False, ("ours",)),
+            Scenario("relay-h2", "1,000 relayed through HAProxy, HTTP/2 over TLS from there, 5 tokens/s each", n(1000),
+                     ("ramp", "250"), 100000, 5.0, two, "h2", False, ("ours",)),
         ]  # fmt: skip
 
 
@@ -164,18 +169,31 @@ def envelope(tokens: int, pace: float, model: str) -> bytes:
     return json.dumps(message, separators=(",", ":")).encode()
 
 
-def memory(pid: int) -> dict[str, int]:
-    """Bytes of a process: Rss and Pss."""
-    text = Path(f"/proc/{pid}/smaps_rollup").read_text()
-    return {name: int(text.split(f"\n{name}:")[1].split()[0]) * 1024 for name in ("Rss", "Pss")}
+def memory(pids: list[int]) -> dict[str, int]:
+    """Bytes of processes: Rss and Pss."""
+    texts = [Path(f"/proc/{pid}/smaps_rollup").read_text() for pid in pids]
+    return {name: sum(int(text.split(f"\n{name}:")[1].split()[0]) * 1024 for text in texts) for name in ("Rss", "Pss")}
 
 
 @dataclass(slots=True)
 class Process:
-    """A contender that takes handoffs: what was started, and what does the work."""
+    """A contender that takes handoffs: what was started, what does the work, and what else it needs for it."""
 
     started: subprocess.Popen[Any]
     pid: int
+    proxy: int | None = None
+
+    @property
+    def pids(self) -> list[int]:
+        return [self.pid, self.proxy] if self.proxy is not None else [self.pid]
+
+
+@dataclass(frozen=True, slots=True)
+class Way:
+    """How the daemon reaches the model, and the process that stands between."""
+
+    url: str
+    proxy: int | None = None
 
 
 class Generator:
@@ -265,33 +283,43 @@ class Bench:
     ours: set[int]
     others: set[int]
     models: dict[str, Model] = field(default_factory=dict)
+    # Where HTTP/2 is spoken; 0 where it was not asked for.
+    provider: int = 0
 
     def measure(self, scenario: Scenario, contender: str) -> dict[str, float]:
         """One run with a fresh daemon. Raises BenchmarkError where the work was not done."""
         model = f"{scenario.pace:g}x{scenario.tokens}" if scenario.model else ""
         if scenario.model:
-            self.models[scenario.model].check()
+            self.models["tls" if scenario.model == "tls" else "plain"].check()
         with ExitStack() as stack:
             directory = Path(tempfile.mkdtemp(prefix="run-", dir=self.directory))
             stack.callback(shutil.rmtree, directory, ignore_errors=True)
             message = directory / "message"
             sock = directory / "daemon.sock"
-            daemon = stack.enter_context(self._daemon(contender, directory, sock, scenario.model, model))
+            way = self._way_to(scenario.model, directory, stack)
+            daemon = stack.enter_context(self._daemon(contender, directory, sock, way, model))
             # Everything is loaded.
             self._warm_up(sock, message, 20, "0.5x1" if scenario.model else "")
-            before = memory(daemon.pid)
-            if scenario.model == "tls":
+            before = memory(daemon.pids)
+            if scenario.model == "tls" and scenario.warm:
                 # As many connections as will be needed: all of them wait for the last one.
                 pace = 1 / (scenario.streams / 250 + 4)
                 self._warm_up(sock, message, scenario.streams, f"{pace:g}x1")
                 made = self.models["tls"].connections()
             message.write_bytes(envelope(scenario.tokens, scenario.pace, model))
             sample = self._run(scenario, daemon, sock, message, before)
-            if scenario.model == "tls":
+            if scenario.model == "tls" and scenario.warm:
                 sample["new_connections"] = self.models["tls"].connections() - made
                 if sample["new_connections"] > scenario.streams / 10:
                     raise BenchmarkError(f"{sample['new_connections']} connections were not used again")
             return sample
+
+    def _way_to(self, model: str, directory: Path, stack: ExitStack) -> Way:
+        if model == "h2":
+            certificate = self.directory / MODEL_CERTIFICATE[0]
+            path, pid = stack.enter_context(http2.egress(directory, self.ours, self.provider, certificate))
+            return Way(f"unix:{path}:/v1", pid)
+        return Way(f"{'https' if model == 'tls' else 'http'}://localhost:{self.models[model].port if model else 1}/v1")
 
     def _warm_up(self, sock: Path, message: Path, streams: int, model: str) -> None:
         """Short answers, to their end."""
@@ -308,12 +336,12 @@ class Bench:
         self, scenario: Scenario, daemon: Process, sock: Path, message: Path, before: Mapping[str, int]
     ) -> dict[str, float]:
         """``before`` is the memory of a daemon without streams."""
-        cpu = cpu_ns([daemon.pid])
+        cpu = cpu_ns(daemon.pids)
         generator = Generator(self.others, sock, message, scenario.streams, scenario.how)
         try:
             opened = generator.line()
-            opening = cpu_ns([daemon.pid]) - cpu
-            after = memory(daemon.pid)
+            opening = cpu_ns(daemon.pids) - cpu
+            after = memory(daemon.pids)
             sample = {
                 "handoffs_per_second": opened["handoffs"] / opened["seconds"],
                 "handoffs_per_cpu_second": opened["handoffs"] / opening * 1e9,
@@ -327,9 +355,9 @@ class Bench:
             if scenario.how[0] == "loop":
                 sample |= self._events(opened, opening)
             if scenario.count:
-                cpu = cpu_ns([daemon.pid])
+                cpu = cpu_ns(daemon.pids)
                 counted = generator.count(scenario.count)
-                sample |= self._events(counted, cpu_ns([daemon.pid]) - cpu)
+                sample |= self._events(counted, cpu_ns(daemon.pids) - cpu)
             return sample
         finally:
             generator.stop()
@@ -347,18 +375,17 @@ class Bench:
         }
 
     @contextmanager
-    def _daemon(self, contender: str, directory: Path, sock: Path, model: str, name: str) -> Iterator[Process]:
+    def _daemon(self, contender: str, directory: Path, sock: Path, way: Way, name: str) -> Iterator[Process]:
         environ = {**os.environ, "PYTHONPATH": str(DAEMON), "SSL_CERT_FILE": str(self.directory / MODEL_CERTIFICATE[0])}
         if contender == "ours":
-            url = f"{'https' if model == 'tls' else 'http'}://localhost:{self.models[model].port if model else 1}/v1"
             config = directory / "config.toml"
             config.write_text(
-                CONFIG.format(directory=directory, backend="model" if model else "demo", url=url, model=name or "x")
+                CONFIG.format(directory=directory, backend="model" if name else "demo", url=way.url, model=name or "x")
             )
             command = [PYTHON, "-m", "streaming_daemon", "--config", str(config), "--socket", str(sock)]
             command += ["--control", str(directory / "control.sock")]
         elif contender == "naive":
-            port = [str(self.models[model].port)] if model else []
+            port = [str(self.models["plain"].port)] if name else []
             command = [PYTHON, str(BENCHMARKS / "src" / "naive.py"), str(sock), *port]
         else:
             command = [str(BUILD / "nullstream"), str(sock)]
@@ -367,7 +394,7 @@ class Bench:
                 command, stdout=log, stderr=log, env=environ, cwd=directory, preexec_fn=on_cores(self.ours)
             )
         try:
-            yield Process(started, self._worker(started, sock, contender, directory / "log"))
+            yield Process(started, self._worker(started, sock, contender, directory / "log"), way.proxy)
         except BenchmarkError as error:
             raise BenchmarkError(f"{error}\n{(directory / 'log').read_text()[-2000:]}") from None
         finally:
@@ -395,7 +422,7 @@ class Bench:
 
 
 @contextmanager
-def bench() -> Iterator[Bench]:
+def bench(http_2: bool) -> Iterator[Bench]:
     """The stand-ins for language models; gone afterwards with every file they made."""
     ours, others = split_cores()
     with ExitStack() as stack:
@@ -406,6 +433,10 @@ def bench() -> Iterator[Bench]:
         for kind, more in (("plain", []), ("tls", certificate)):
             world.models[kind] = Model(others, more)
             stack.callback(world.models[kind].stop)
+        if http_2:
+            world.provider = free_port()
+            pair = (directory / name for name in MODEL_CERTIFICATE)
+            stack.enter_context(http2.provider(directory, others, world.provider, world.models["plain"].port, *pair))
         yield world
 
 
@@ -471,6 +502,7 @@ COLUMNS = {
 }
 _OPENING = ("handoffs_per_second", "handoffs_per_cpu_second", "first_p50_ms", "first_p99_ms")
 _EVENTS = ("events_per_second", "cpu_s_per_million", "events_per_read", "daemon_share")
+_COLD = ("rss_per_stream", "pss_per_stream", "handoffs_per_cpu_second", "first_p99_ms", "cpu_s_per_million")
 SHOWN = {
     "idle": ("rss_per_stream", "pss_per_stream"),
     "burst": _OPENING,
@@ -480,6 +512,8 @@ SHOWN = {
     "relay": _EVENTS,
     "relay-memory": ("rss_per_stream", "pss_per_stream", "cpu_s_per_million"),
     "relay-tls": ("rss_per_stream", "pss_per_stream", "cpu_s_per_million"),
+    "relay-tls-new": _COLD,
+    "relay-h2": _COLD,
 }
 MAIN = {"rss_per_stream", "cpu_s_per_million", "handoffs_per_second", "first_p99_ms"}
 """Where a ratio to the naive daemon is shown."""
@@ -604,7 +638,7 @@ def main(argv: list[str] | None = None) -> int:
             "machine": machine.describe(**versions()),
             "settings": {"rounds": settings.rounds, "scale": settings.scale, "seconds": settings.seconds},
         }
-        with bench() as world:
+        with bench(any(scenario.model == "h2" for scenario in chosen)) as world:
             contenders = tuple(options.contenders.split(","))
             document["samples"], document["missing"] = measure_rounds(world, settings, chosen, contenders, say)
     except BenchmarkError as error:

@@ -1,26 +1,24 @@
 """The configuration file: TOML in, frozen dataclasses out.
 
 The rules of this room: every key has its type, its range and its default here and nowhere else; a file is either
-wholly valid or refused with *all* its errors at once, each naming the file, the line, the key, the value and what is
-allowed.
-No error repeats the value of an unknown key or of anything that might hold a secret.
+wholly valid or refused with *all* its errors at once. How a table is taken apart, and what an error says, is
+``toml_table``'s.
 """
 
 from __future__ import annotations
 
-import contextlib
 import ipaddress
-import math
 import os
 import re
 import tomllib
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any
 from urllib.parse import urlsplit
 
 from . import toml_lines
+from .toml_table import NAME, ConfigError, File, Key, Table
 
 MESSAGES = ("auto", "envelope", "plain")
 LEVELS = ("debug", "info", "warning", "error")
@@ -32,50 +30,16 @@ EXEC_FORMATS = ("text", "lines", "sse")
 HTTP_METHODS = ("GET", "POST")
 # An answer that is continued is sent at once, and a client may have no more than limits.BUFFER_MOST waiting.
 _LARGEST_KEPT = 4_000_000
-T = TypeVar("T")
-_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.-]{0,63}")
 # A member of the handoff data that may be passed on; not those that decide how the answer is read.
 _MEMBER = re.compile(r"(?!stream$|stream_options$|n$|messages$|input$)[A-Za-z0-9_.-]{1,64}")
 _ARGUMENT = re.compile(r"[^\x00]{1,4096}")
 _VARIABLE = re.compile(r"[A-Za-z_][A-Za-z0-9_]{0,127}")
 _PATH = re.compile(r"/[!-~]{0,1000}")
-_PREFIX = re.compile(r"/(?:[A-Za-z0-9._~-]+/)*")
-_UNIX_URL = re.compile(r"unix:/[A-Za-z0-9._@+/-]+(?::/[A-Za-z0-9._~/-]*)?")
 _HEADER = re.compile(
     r"(?!(?:host|connection|keep-alive|proxy-.*|te|trailer|transfer-encoding|upgrade|content-.*|expect|user-agent)$)"
     r"[a-z0-9][a-z0-9-]{0,63}",
     re.IGNORECASE,
 )
-
-
-class ConfigError(Exception):
-    """The file cannot be used. ``errors`` holds one complete sentence per problem."""
-
-    def __init__(self, errors: list[str]) -> None:
-        super().__init__("\n".join(errors))
-        self.errors = errors
-
-
-@dataclass(frozen=True, slots=True)
-class Key:
-    """One key that somebody asked for, as the reference shows it; ``allowed`` completes "allowed is ...".
-
-    ``path`` has the names of the tables around it; in arrays of tables, ``*`` for the number.
-    """
-
-    path: tuple[str, ...]
-    default: object
-    allowed: str
-
-
-@dataclass(slots=True)
-class _File:
-    """What all tables of one file share while it is being read."""
-
-    name: str
-    lines: Mapping[toml_lines.Path, int]
-    errors: list[str]
-    seen: list[Key]
 
 
 @dataclass(frozen=True, slots=True)
@@ -302,7 +266,7 @@ def loads(text: str, name: str, seen: list[Key] | None = None) -> Config:
         number = line[1] if line else text.rstrip().count("\n") + 1
         raise ConfigError([f"{name}:{number}: not valid TOML: {error}"]) from error
     errors: list[str] = []
-    top = _Table(_File(name, toml_lines.lines_of(text), errors, [] if seen is None else seen), (), data)
+    top = Table(File(name, toml_lines.lines_of(text), errors, [] if seen is None else seen), (), data)
     server = _server(top.table("server"))
     listen = _listen(top.table("listen"))
     limits = _limits(top.table("limits"))
@@ -336,7 +300,30 @@ def loads(text: str, name: str, seen: list[Key] | None = None) -> Config:
     )
 
 
-def _server(table: _Table) -> ServerConfig:
+def warnings_of(config: Config) -> list[str]:
+    """What is allowed and hardly meant: a sentence each, with key, value and what to write instead."""
+    warnings = []
+    for name, backend in config.backends.items():
+        url = getattr(backend, "url", "") or getattr(backend, "base_url", "")
+        credential = getattr(backend, "api_key_credential", None)
+        host = urlsplit(url).hostname if url.startswith("http://") else None
+        if credential and host and not _is_local(host):
+            key = "url" if isinstance(backend, HttpConfig) else "base_url"
+            warnings.append(
+                f'backends.{name}.{key} = "{url}": the key in the credential {credential} crosses the network in plain '
+                "text; use https, or a proxy on this host"
+            )
+    return warnings
+
+
+def _is_local(host: str) -> bool:
+    try:
+        return ipaddress.ip_address(host).is_loopback
+    except ValueError:
+        return host == "localhost" or host.endswith(".localhost")
+
+
+def _server(table: Table) -> ServerConfig:
     default = ServerConfig()
     config = ServerConfig(
         workers=table.integer("workers", default.workers, 0, 64),
@@ -354,7 +341,7 @@ def _server(table: _Table) -> ServerConfig:
     return config
 
 
-def _listen(table: _Table) -> ListenConfig:
+def _listen(table: Table) -> ListenConfig:
     default = ListenConfig()
     config = ListenConfig(
         message=table.choice("message", default.message, MESSAGES),
@@ -365,7 +352,7 @@ def _listen(table: _Table) -> ListenConfig:
     return config
 
 
-def _limits(table: _Table) -> LimitsConfig:
+def _limits(table: Table) -> LimitsConfig:
     default = LimitsConfig()
     config = LimitsConfig(
         streams_per_user=table.integer("streams_per_user", default.streams_per_user, 0, 1_000_000),
@@ -378,7 +365,7 @@ def _limits(table: _Table) -> LimitsConfig:
     return config
 
 
-def _resume(table: _Table) -> ResumeConfig:
+def _resume(table: Table) -> ResumeConfig:
     default = ResumeConfig()
     config = ResumeConfig(
         buffer=table.integer("buffer", default.buffer, 0, _LARGEST_KEPT),
@@ -389,7 +376,7 @@ def _resume(table: _Table) -> ResumeConfig:
     return config
 
 
-def _log(table: _Table) -> LogConfig:
+def _log(table: Table) -> LogConfig:
     default = LogConfig()
     config = LogConfig(
         level=table.choice("level", default.level, LEVELS),
@@ -399,7 +386,7 @@ def _log(table: _Table) -> LogConfig:
     return config
 
 
-def _access_log(table: _Table) -> AccessLogConfig:
+def _access_log(table: Table) -> AccessLogConfig:
     default = AccessLogConfig()
     config = AccessLogConfig(
         path=table.path("path", default.path),
@@ -409,13 +396,13 @@ def _access_log(table: _Table) -> AccessLogConfig:
     return config
 
 
-def _metrics(table: _Table) -> MetricsConfig:
+def _metrics(table: Table) -> MetricsConfig:
     config = MetricsConfig(listen=table.local_address("listen", MetricsConfig().listen))
     table.finish()
     return config
 
 
-def _tracing(table: _Table) -> TracingConfig:
+def _tracing(table: Table) -> TracingConfig:
     default = TracingConfig()
     config = TracingConfig(
         endpoint=table.url("endpoint", default.endpoint, network=True),
@@ -425,14 +412,14 @@ def _tracing(table: _Table) -> TracingConfig:
     return config
 
 
-def _backends(top: _Table, errors: list[str]) -> dict[str, BackendConfig | None]:
+def _backends(top: Table, errors: list[str]) -> dict[str, BackendConfig | None]:
     """The ``[backends.*]`` tables; a faulty one stays in as None so that its name still counts as defined."""
     if not top.has("backends"):
         return {"demo": DemoConfig()}
     tables = top.table("backends")
     result: dict[str, BackendConfig | None] = {}
-    for name in tables.keys():  # noqa: SIM118 - a _Table is no mapping
-        if not _NAME.fullmatch(name):
+    for name in tables.keys():  # noqa: SIM118 - a Table is no mapping
+        if not NAME.fullmatch(name):
             tables.error(name, ": allowed are names of letters, digits, '_', '.' and '-'")
         table = tables.table(name)
         kind = table.choice("type", None, BACKEND_TYPES)
@@ -447,12 +434,12 @@ def _backends(top: _Table, errors: list[str]) -> dict[str, BackendConfig | None]
     return result
 
 
-def _demo(table: _Table, others: tuple[str, ...]) -> DemoConfig:
+def _demo(table: Table, others: tuple[str, ...]) -> DemoConfig:
     pace = table.number("tokens_per_second", DemoConfig().tokens_per_second, 0.1, 10000)
     return DemoConfig(pace, table.names("fallback", others))
 
 
-def _model(table: _Table, default: ModelConfig) -> dict[str, Any]:
+def _model(table: Table, default: ModelConfig) -> dict[str, Any]:
     """What the types for language models have in common."""
     return {
         "base_url": table.url("base_url", default.base_url),
@@ -467,7 +454,7 @@ def _model(table: _Table, default: ModelConfig) -> dict[str, Any]:
     }
 
 
-def _openai(table: _Table, others: tuple[str, ...]) -> OpenAIConfig:
+def _openai(table: Table, others: tuple[str, ...]) -> OpenAIConfig:
     default = OpenAIConfig()
     return OpenAIConfig(
         **_model(table, default),
@@ -477,7 +464,7 @@ def _openai(table: _Table, others: tuple[str, ...]) -> OpenAIConfig:
     )
 
 
-def _anthropic(table: _Table, others: tuple[str, ...]) -> AnthropicConfig:
+def _anthropic(table: Table, others: tuple[str, ...]) -> AnthropicConfig:
     default = AnthropicConfig()
     return AnthropicConfig(
         **_model(table, default),
@@ -486,7 +473,7 @@ def _anthropic(table: _Table, others: tuple[str, ...]) -> AnthropicConfig:
     )
 
 
-def _exec(table: _Table, others: tuple[str, ...]) -> ExecConfig:
+def _exec(table: Table, others: tuple[str, ...]) -> ExecConfig:
     default = ExecConfig()
     form = 'an array of strings, the first of them the absolute path of a program, like ["/usr/bin/cat", "-u"]'
     command = table.texts("command", None, _ARGUMENT, form)
@@ -503,7 +490,7 @@ def _exec(table: _Table, others: tuple[str, ...]) -> ExecConfig:
     )
 
 
-def _http(table: _Table, others: tuple[str, ...]) -> HttpConfig:
+def _http(table: Table, others: tuple[str, ...]) -> HttpConfig:
     default = HttpConfig()
     return HttpConfig(
         url=table.url("url", None, slash=True),
@@ -524,7 +511,7 @@ def _http(table: _Table, others: tuple[str, ...]) -> HttpConfig:
     )
 
 
-_READERS: Mapping[str, Callable[[_Table, tuple[str, ...]], BackendConfig]] = {
+_READERS: Mapping[str, Callable[[Table, tuple[str, ...]], BackendConfig]] = {
     "demo": _demo,
     "openai": _openai,
     "anthropic": _anthropic,
@@ -533,7 +520,7 @@ _READERS: Mapping[str, Callable[[_Table, tuple[str, ...]], BackendConfig]] = {
 }
 
 
-def _route(table: _Table, backends: tuple[str, ...]) -> Route:
+def _route(table: Table, backends: tuple[str, ...]) -> Route:
     form = "a string or an array of strings, none of them empty"
     route = Route(
         backend=table.choice("backend", None, backends),
@@ -545,253 +532,3 @@ def _route(table: _Table, backends: tuple[str, ...]) -> Route:
     )
     table.finish()
     return route
-
-
-class _Table:
-    """One TOML table being taken apart: each getter consumes a key, ``finish`` complains about those left over."""
-
-    def __init__(self, file: _File, path: toml_lines.Path, data: object) -> None:
-        self._file = file
-        self._path = path
-        self._known: list[str] = []
-        self._data: dict[str, Any] = {}
-        if isinstance(data, dict):
-            self._data = data
-        else:
-            self.error("", f" = {_show(data)}: allowed is a table, written as [{_dotted(path)}]")
-
-    def where(self, key: str = "") -> str:
-        """File, line and key, with which every error begins."""
-        path = (*self._path, key) if key else self._path
-        line = toml_lines.nearest(self._file.lines, path)
-        return f"{self._file.name}{f':{line}' if line else ''}: {_dotted(path)}"
-
-    def error(self, key: str, text: str) -> None:
-        """Refuse the file because of ``key``; ``text`` goes on behind its name."""
-        self._file.errors.append(f"{self.where(key)}{text}")
-
-    def has(self, key: str) -> bool:
-        return key in self._data
-
-    def keys(self) -> list[str]:
-        return list(self._data)
-
-    def tables(self, key: str) -> list[_Table]:
-        """An array of tables; absent is empty."""
-        self._known.append(key)
-        value = self._data.get(key, [])
-        if isinstance(value, list):
-            return [_Table(self._file, (*self._path, key, index), item) for index, item in enumerate(value)]
-        self.error(key, f" = {_show(value)}: allowed is an array of tables, each written as [[{key}]]")
-        return []
-
-    def table(self, key: str) -> _Table:
-        self._known.append(key)
-        return _Table(self._file, (*self._path, key), self._data.get(key, {}))
-
-    def boolean(self, key: str, default: bool) -> bool:
-        form = "true or false"
-        value = self._take(key, default, form)
-        if isinstance(value, bool):
-            return value
-        return self._refuse(key, value, form, default)
-
-    def integer(self, key: str, default: int, low: int, high: int) -> int:
-        form = f"an integer from {low} to {high}"
-        value = self._take(key, default, form)
-        if isinstance(value, int) and not isinstance(value, bool) and low <= value <= high:
-            return value
-        return self._refuse(key, value, form, default)
-
-    def number(self, key: str, default: float, low: float, high: float) -> float:
-        form = f"a number from {low:g} to {high:g}"
-        value = self._take(key, default, form)
-        if isinstance(value, int | float) and not isinstance(value, bool):
-            number = float(value)
-            if math.isfinite(number) and low <= number <= high:
-                return number
-        return self._refuse(key, value, form, default)
-
-    def text(self, key: str, default: str, longest: int) -> str:
-        form = f"a string of 1 to {longest} printable characters"
-        value = self._take(key, default, form)
-        if isinstance(value, str) and 0 < len(value) <= longest and value.isprintable():
-            return value
-        return self._refuse(key, value, form, default)
-
-    def choice(self, key: str, default: str | None, allowed: tuple[str, ...]) -> str:
-        form = "one of " + ", ".join(f'"{name}"' for name in allowed)
-        value = self._take(key, default, form)
-        if isinstance(value, str) and value in allowed:
-            return value
-        if value is None:
-            self.error(key, f": is missing: allowed is {form}")
-            return ""
-        return self._refuse(key, value, form + _did_you_mean(value, allowed), default or "")
-
-    def texts(
-        self, key: str, default: tuple[str, ...] | None, each: re.Pattern[str], form: str, *, single: bool = False
-    ) -> tuple[str, ...]:
-        """Strings that match ``each``; ``single``: one may stand without its array. With None as default the key must
-        be there and not be empty."""
-        value = self._take(key, None if default is None else list(default), form)
-        if value is None:
-            self.error(key, f": is missing: allowed is {form}")
-            return ()
-        items = [value] if single and isinstance(value, str) else value
-        if not isinstance(items, list) or not (items or default is not None):
-            return self._refuse(key, value, form, default or ())
-        for item in items:
-            if not isinstance(item, str) or not each.fullmatch(item):
-                return self._refuse(key, item, form, default or ())
-        return tuple(items)
-
-    def names(self, key: str, allowed: tuple[str, ...]) -> tuple[str, ...]:
-        """Names out of ``allowed``, each once."""
-        form = "an array of the names of " + (
-            "(other) backends: " if allowed else "other backends, of which there are none"
-        )
-        form += ", ".join(f'"{name}"' for name in allowed)
-        value = self._take(key, [], form)
-        if not isinstance(value, list):
-            return self._refuse(key, value, form, ())
-        for item in value:
-            if item not in allowed:
-                return self._refuse(key, item, form + _did_you_mean(item, allowed), ())
-        return tuple(dict.fromkeys(value))
-
-    def strings(self, key: str, name: re.Pattern[str]) -> Mapping[str, str]:
-        """A table of strings."""
-        form = 'a table of strings, like { LANG = "C.UTF-8" }, without NUL'
-        value = self._take(key, {}, form)
-        if isinstance(value, dict):
-            if all(name.fullmatch(key) and isinstance(text, str) and "\0" not in text for key, text in value.items()):
-                return dict(value)
-            # A value may be a secret, although that is not the place for one.
-            self.error(key, f": (values not shown): allowed is {form}")
-            return {}
-        return self._refuse(key, value, form, {})
-
-    def path_prefix(self, key: str) -> str | None:
-        form = 'a path that begins and ends with "/", like "/files/"'
-        value = self._take(key, None, form)
-        if value is None or (isinstance(value, str) and _PREFIX.fullmatch(value) and "/../" not in value):
-            return value
-        return self._refuse(key, value, form, None)
-
-    def url(self, key: str, default: str | None, *, slash: bool = False, network: bool = False) -> str:
-        """A base URL, without the last slash unless ``slash`` says that it means something; ``network``: no Unix socket
-        but perhaps nothing at all."""
-        form = 'a URL like "https://host/v1" with scheme http or https, and no user, query or fragment'
-        form += (
-            ", or an empty string for none"
-            if network
-            else ', or a Unix socket with a path behind it, like "unix:/run/proxy.sock:/v1"'
-        )
-        value = self._take(key, default, form)
-        if value is None:
-            self.error(key, f": is missing: allowed is {form}")
-            return ""
-        default = default or ""
-        if not isinstance(value, str):
-            return self._refuse(key, value, form, default)
-        if value == "" if network else _UNIX_URL.fullmatch(value):
-            return value
-        if "@" in value or "?" in value:
-            # Either may carry a password or a key, and this sentence ends up in a journal.
-            self.error(key, f": (value not shown): allowed is {form}")
-            return default
-        try:
-            parts = urlsplit(value)
-            usable = parts.scheme in ("http", "https") and bool(parts.hostname) and parts.port != 0
-        except ValueError:
-            usable = False
-        if usable and not parts.fragment and value.isascii() and value.isprintable() and " " not in value:
-            return value if slash else value.rstrip("/")
-        return self._refuse(key, value, form, default)
-
-    def path(self, key: str, default: str) -> str:
-        form = "an absolute path, or an empty string for none"
-        value = self._take(key, default, form)
-        if isinstance(value, str) and (value == "" or (value.startswith("/") and value.isprintable())):
-            return value
-        return self._refuse(key, value, form, default)
-
-    def local_address(self, key: str, default: str) -> str:
-        form = (
-            '"off", "unix:" and a path or a name in the runtime directory, or a loopback address and port like '
-            '"127.0.0.1:9464"'
-        )
-        value = self._take(key, default, form)
-        if isinstance(value, str) and value.isprintable():
-            if value == "off" or (value.startswith("unix:") and 0 < len(value.removeprefix("unix:").encode()) < 108):
-                return value
-            host, _, port = value.rpartition(":")
-            with contextlib.suppress(ValueError):
-                loopback = ipaddress.ip_address(host.removeprefix("[").removesuffix("]")).is_loopback
-                if loopback and port.isdecimal() and 0 < int(port) < 65536:
-                    return value
-        return self._refuse(key, value, form, default)
-
-    def credential(self, key: str) -> str | None:
-        form = "the name of a systemd credential (letters, digits, '_', '.' and '-'), for example \"openai_api_key\""
-        value = self._take(key, None, form)
-        if value is None:
-            return None
-        if isinstance(value, str) and value.startswith("sk-"):
-            self.error(
-                key,
-                f": (value not shown, it looks like a key): allowed is {form}; put the key itself into the "
-                "credential's file",
-            )
-            return None
-        if isinstance(value, str) and _NAME.fullmatch(value):
-            return value
-        return self._refuse(key, value, form, None)
-
-    def finish(self) -> None:
-        """Report every key that no getter asked for."""
-        for key in self._data:
-            if key not in self._known:
-                allowed = ", ".join(self._known)
-                close = _did_you_mean(key, tuple(self._known))
-                self.error(key, f": unknown key{close}; allowed here: {allowed}")
-
-    def _take(self, key: str, default: object, form: str) -> object:
-        """The value of a key; every getter says with ``form`` what is allowed."""
-        self._known.append(key)
-        path = tuple("*" if isinstance(part, int) else part for part in self._path)
-        self._file.seen.append(Key((*path, key), default, form))
-        return self._data.get(key, default)
-
-    def _refuse(self, key: str, value: object, form: str, default: T) -> T:
-        self.error(key, f" = {_show(value)}: allowed is {form}")
-        return default
-
-
-def _dotted(path: toml_lines.Path) -> str:
-    """A path as people write it: ``routes[1].backend``, counted from 1 as people count."""
-    text = ""
-    for part in path:
-        text += f"[{part + 1}]" if isinstance(part, int) else f".{part}" if text else part
-    return text
-
-
-def _show(value: object) -> str:
-    if isinstance(value, bool):
-        return "true" if value else "false"
-    if isinstance(value, str):
-        return '"' + (value if len(value) <= 80 else value[:77] + "...") + '"'
-    if isinstance(value, int | float):
-        return str(value)
-    if isinstance(value, dict):
-        return "a table"
-    return "an array" if isinstance(value, list) else "a date or time"
-
-
-def _did_you_mean(value: object, allowed: tuple[str, ...]) -> str:
-    # Only for those who have misspelt something; clients wait while the others start.
-    import difflib  # noqa: PLC0415
-
-    close = difflib.get_close_matches(str(value), allowed, n=1)
-    return f' (did you mean "{close[0]}"?)' if close else ""

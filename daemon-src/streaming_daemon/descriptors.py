@@ -17,6 +17,7 @@ says so.
 from __future__ import annotations
 
 import errno
+import fcntl
 import os
 import resource
 
@@ -83,6 +84,26 @@ def lacking_since(count: int) -> bool:
     if lowest() >= end():
         shortages.note()
     return shortages.count != count
+
+
+def make_table(count: int) -> None:
+    """Have the kernel make the table of this process large enough for ``count`` descriptors, or as many as are allowed.
+
+    It would do so when they are needed, doubling the table each time, and with a second thread in the process (that of
+    faulthandler, or of the resolver) waits for an RCU grace period every time: 10 to 25 ms in which nobody is served
+    (expand_fdtable, fs/file.c). A table never shrinks.
+    """
+    last = min(count, _limit()) - 1
+    fd = os.open("/", os.O_PATH | os.O_CLOEXEC)
+    try:
+        # Not dup2(2), which would close what is there.
+        os.close(fcntl.fcntl(fd, fcntl.F_DUPFD_CLOEXEC, last))
+    except OSError as error:
+        # EINVAL: the limit was lowered meanwhile. EMFILE: there is something at its very end, so it is large enough.
+        if error.errno not in (errno.EINVAL, *LACK):
+            raise
+    finally:
+        os.close(fd)
 
 
 class Reservation:

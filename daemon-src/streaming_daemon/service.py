@@ -11,8 +11,9 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from . import control, metrics_socket, notify
-from .config import Config, ConfigError, load
+from .config import Config, load, warnings_of
 from .supervisor import Supervisor
+from .toml_table import ConfigError
 
 _TYPES = {"seqpacket": socket.SOCK_SEQPACKET, "stream": socket.SOCK_STREAM}
 # The kernel cuts it to net.core.somaxconn.
@@ -27,6 +28,7 @@ def check(path: str) -> int:
         for line in error.errors:
             print(line, file=sys.stderr)
         return 2
+    _warn(path, config)
     print(f"{path}: good; backend {config.default_backend}, {config.server.worker_count} workers")
     return 0
 
@@ -36,6 +38,7 @@ def start(config_path: str, address: str | None, control_path: str | None) -> in
     try:
         # The workers judge the configuration. This is for the first start alone: one clear sentence, status 2.
         config = load(config_path)
+        _warn(config_path, config)
         with _listening(address) as fds, _metrics(config) as metrics:
             path = control_path or control.default_path(os.environ)
             return Supervisor(os.path.abspath(config_path), fds, path, os.environ, metrics).run()
@@ -43,6 +46,11 @@ def start(config_path: str, address: str | None, control_path: str | None) -> in
         for line in str(error).splitlines():
             print(line, file=sys.stderr)
         return 2
+
+
+def _warn(path: str, config: Config) -> None:
+    for warning in warnings_of(config):
+        print(f"{path}: warning: {warning}", file=sys.stderr)
 
 
 @contextlib.contextmanager

@@ -13,57 +13,43 @@ Any of them goes to ENDED when the client is gone, does not read for ``write_tim
 worker's memory has room for. Until the first byte of an answer another backend may be asked (``Attempts``). Where the
 answer may be continued, an ``Answer`` stands between stream and backend, and survives the stream.
 
-There is no task, transport or loop timer per stream: writes go straight to the descriptor, a buffer exists only while
-the kernel refuses bytes, and all deadlines share one entry on the wheel.
+There is no task, transport or loop timer per stream: writes go straight to the descriptor (``Client``), and all
+deadlines share one entry on the wheel.
 """
 
 from __future__ import annotations
 
-import asyncio
 import math
 import os
 import socket
-import struct
 import sys
 from collections.abc import Sequence
 from enum import Enum
-from pathlib import Path
-from typing import Protocol
+from typing import TYPE_CHECKING
 
 from . import board
 from . import http_response as http
 from .access_log import NO_TRACE, NO_VISIT, StreamRecord, Trace, Visit, log, question, quote, visit
 from .attempts import Attempts
-from .backends.base import EXHAUSTED, Backend, Call, Failure, Usage
-from .backends.routing import Router
-from .board import Slot
-from .config import LimitsConfig, ListenConfig, ResumeConfig, ServerConfig
+from .backends.base import EXHAUSTED, Backend, Failure, Usage
+from .client import Client
 from .envelope import Header, Request, unpack
 from .handoff import MAX_ID, Handoff, HandoffError, parse_data
-from .hangup import HangupSet
 from .limits import (
-    BUFFER_HIGH,
-    BUFFER_LOW,
-    BUFFER_MOST,
     NO_DESCRIPTORS,
     RETRY_AFTER,
-    Admission,
-    Memory,
     Refusal,
     address_key,
     without_port,
 )
-from .listener import Listener
 from .payload import data_of
-from .replay import Answer, Answers, MissedError, key_of, wanted_after
-from .roster import Roster
-from .siblings import Passed, Siblings
+from .replay import Answer, MissedError, key_of, wanted_after
+from .siblings import Passed
 from .tracing import parent_of
-from .wheel import Timed, TimerWheel
 
-_RESET_ON_CLOSE = struct.pack("ii", 1, 0)
-# When descriptors are scarce a client has less time to close its end.
-_SHORT_LINGER = 0.2
+if TYPE_CHECKING:
+    from .streams import Streams
+
 # The client did not have its answer yet and is not there to get it: it may come back for it.
 _MAY_COME_BACK = frozenset({"client_gone", "write_timeout", "buffer_full", "resumed"})
 _BODILESS = frozenset({204, 304})
@@ -76,162 +62,7 @@ class State(Enum):
     ENDED = 4
 
 
-class Observer(Protocol):
-    """Wants to hear of every stream that ends: the access log, later also metrics."""
-
-    def finished(self, record: StreamRecord) -> None: ...
-
-
-class Streams:
-    """All streams of one worker and what they share."""
-
-    def __init__(
-        self,
-        loop: asyncio.AbstractEventLoop,
-        wheel: TimerWheel,
-        config: ServerConfig,
-        router: Router,
-        observers: list[Observer],
-        *,
-        listen: ListenConfig,
-        limits: LimitsConfig | None = None,
-        resume: ResumeConfig | None = None,
-        slot: Slot | None = None,
-        roster: Roster | None = None,
-        meeting: Path | None = None,
-        content: bool = False,
-        traced: bool = False,
-    ) -> None:
-        """``slot`` and ``roster`` are what other processes know of these streams: how many there are now, and their
-        names should this one die. ``meeting`` is where it finds its siblings (``siblings``), None where it has none."""
-        self.loop = loop
-        self.wheel = wheel
-        self.config = config
-        self.listen = listen
-        # Questions are logged.
-        self.content = content
-        # Somebody wants to know whose span a stream belongs to.
-        self.traced = traced
-        self.router = router
-        self.slot = slot if slot is not None else _private_slot()
-        self.roster = roster or Roster()
-        self.hangups = HangupSet(loop)
-        self.memory = Memory((limits or LimitsConfig()).max_buffered, self.slot)
-        self.limit = Admission(limits or LimitsConfig(), config.max_streams, self.memory, self.slot)
-        self.answers: Answers | None = None
-        self._siblings: Siblings | None = None
-        self._side_door: Listener | None = None
-        self._observers = observers
-        self._sessions: set[Session] = set()
-        # Those whose clients do not read.
-        self.blocked: set[Session] = set()
-        self._lingering: set[http.LingeringClose] = set()
-        if resume is not None and resume.buffer:
-            self._meet(meeting)
-            self.answers = Answers(resume, wheel, self.memory, self.limit, self.relieve, index=self._siblings)
-
-    def __len__(self) -> int:
-        return (
-            len(self._sessions)
-            + len(self._lingering)
-            + (len(self.answers) if self.answers is not None else 0)
-            + (self._side_door.pending if self._side_door is not None else 0)
-        )
-
-    def open(self, client: socket.socket, message: bytes, fds: list[int]) -> None:
-        """Answer ``client``, whose descriptor belongs to this object from now on; ``fds`` are the caller's to close."""
-        self._open(client, message, fds, passed_on=False)
-
-    def refuse(self, client: socket.socket, message: bytes) -> None:
-        """Tell ``client``, whose message lost descriptors on its way, to come back; it belongs to this object."""
-        session = Session(self, client)
-        self._sessions.add(session)
-        session.begin_refused(message, NO_DESCRIPTORS)
-
-    def end_all(self, kind: str, message: str) -> None:
-        """Tell every stream still running that it ends here."""
-        for session in list(self._sessions):
-            session.end_early(kind, message)
-        if self.answers is not None:
-            self.answers.end_unread()
-
-    def drop_all(self) -> None:
-        """Close every client without another word."""
-        for session in list(self._sessions):
-            session.drop("drained")
-
-    def close(self) -> None:
-        if self._side_door is not None:
-            self._side_door.stop()
-        if self._siblings is not None:
-            self._siblings.close()
-        self.hangups.close()
-        self.router.close()
-
-    # From sessions
-
-    def ended(self, session: Session, record: StreamRecord) -> None:
-        self.forget(session)
-        for observer in self._observers:
-            observer.finished(record)
-
-    def forget(self, session: Session) -> None:
-        self._sessions.discard(session)
-        self.blocked.discard(session)
-
-    def linger(self, fd: int) -> None:
-        timeout = self.config.linger_timeout
-        if self.limit.crowded(fd):
-            timeout = min(timeout, _SHORT_LINGER)
-        closing = http.LingeringClose(self.loop, self.wheel, fd, timeout, self._lingered)
-        self._lingering.add(closing)
-        self.slot[board.LINGERING] = len(self._lingering)
-        closing.start()
-
-    def pass_on(self, key: str, message: bytes, fds: Sequence[int]) -> Passed:
-        return self._siblings.pass_on(key, message, fds) if self._siblings is not None else Passed.NOBODY
-
-    def relieve(self) -> None:
-        """Make room: who has the most waiting goes first, a client that does not read or one that is away."""
-        while self.memory.full:
-            session = max(self.blocked, key=lambda each: each.waiting, default=None)
-            answer = self.answers.largest() if self.answers is not None else None
-            if session is not None and (answer is None or session.waiting >= answer.size):
-                session.drop_slow("buffer_full")
-            elif answer is not None and answer.size:
-                answer.shed()
-            else:
-                return
-
-    def _open(self, client: socket.socket, message: bytes, fds: list[int], *, passed_on: bool) -> None:
-        session = Session(self, client)
-        self._sessions.add(session)
-        session.begin(message, fds, passed_on=passed_on)
-
-    def _open_passed(self, client: socket.socket, message: bytes, fds: list[int]) -> None:
-        """A client that another worker found to be ours."""
-        self._open(client, message, fds, passed_on=True)
-
-    def _lingered(self, closing: http.LingeringClose) -> None:
-        self._lingering.discard(closing)
-        self.slot[board.LINGERING] = len(self._lingering)
-
-    def _meet(self, meeting: Path | None) -> None:
-        if meeting is None:
-            return
-        try:
-            self._siblings = Siblings(meeting)
-        except OSError as error:
-            log.warning("answers can be continued only by the worker that began them: %s", error)
-            return
-        timeout = self.config.handoff_timeout
-        self._side_door = Listener(
-            self.loop, self.wheel, self._siblings.sock, timeout, self._open_passed, refuser=self.refuse
-        )
-        self._side_door.start()
-
-
-class Session(Timed):
+class Session(Client):
     """One stream; the Sink of its backend's call, or the Reader of its answer. Times are the loop's."""
 
     __slots__ = (
@@ -240,33 +71,25 @@ class Session(Timed):
         "_attempts",
         "_backend",
         "_begun",
-        "_blocked_since",
-        "_bytes",
-        "_call",
         "_chunked",
         "_client",
         "_events",
-        "_fd",
         "_first_event",
         "_id",
         "_interim",
-        "_last_write",
         "_left",
         "_limit",
         "_method",
         "_modern",
-        "_out",
         "_outcome",
         "_own",
         "_path",
-        "_paused",
         "_raw",
         "_replay",
         "_request_id",
         "_started",
         "_state",
         "_status",
-        "_streams",
         "_trace",
         "_tries",
         "_usage",
@@ -275,10 +98,8 @@ class Session(Timed):
     )
 
     def __init__(self, streams: Streams, client: socket.socket) -> None:
-        super().__init__()
-        self._streams = streams
         self._client = peer_name(client)
-        self._fd = client.detach()
+        super().__init__(streams, client)
         self._id = ""
         self._request_id = ""
         self._user = ""
@@ -294,12 +115,10 @@ class Session(Timed):
         self._outcome = "done"
         self._status = 0
         self._events = 0
-        self._bytes = 0
-        self._started = self._last_write = streams.wheel.now()
+        self._started = self._last_write
         # A backend has begun to answer; an event was there to be sent.
         self._begun = False
         self._first_event: float | None = None
-        self._call: Call | None = None
         # Who else could be asked, until the first byte of an answer.
         self._attempts: Attempts | None = None
         self._answer: Answer | None = None
@@ -315,15 +134,6 @@ class Session(Timed):
         # The response is the backend's own, and nothing of ours belongs into it; bytes of it to come, -1 if not known.
         self._raw = False
         self._left = -1
-        # What the kernel did not take yet; None is the normal case and costs nothing.
-        self._out: bytearray | None = None
-        self._blocked_since = 0.0
-        self._paused = False
-
-    @property
-    def waiting(self) -> int:
-        """Bytes that the client has not read."""
-        return len(self._out) if self._out is not None else 0
 
     def begin(self, message: bytes, fds: list[int], *, passed_on: bool) -> None:
         """Read the message and start the backend, or answer with the error. ``fds`` came behind the client's;
@@ -599,11 +409,6 @@ class Session(Timed):
         fd = self._end()
         os.close(fd)
 
-    def drop_slow(self, outcome: str) -> None:
-        """Drop a client that does not read, and with RST: what it did not read would stay in the kernel for minutes."""
-        self._reset()
-        self.drop(outcome)
-
     def hung_up(self, certain: bool) -> None:
         if certain:
             self.drop("client_gone")
@@ -715,76 +520,6 @@ class Session(Timed):
                 # Whatever else there was to wait for, now it is the client alone.
                 self._schedule()
 
-    def _send(self, data: bytes) -> None:
-        """Write ``data`` or keep it until the client reads. May end the session."""
-        if self._state is State.ENDED or not data:
-            return
-        streams = self._streams
-        if self._out is not None:
-            self._out += data
-            streams.memory.buffer(len(data))
-        else:
-            self._last_write = now = streams.wheel.now()
-            try:
-                written = os.write(self._fd, data)
-            except BlockingIOError:
-                written = 0
-            except OSError:
-                self.drop("client_gone")
-                return
-            self._bytes += written
-            streams.slot[board.BYTES_SENT] += written
-            if written == len(data):
-                return
-            self._out = bytearray(data[written:])
-            streams.memory.buffer(len(self._out))
-            streams.blocked.add(self)
-            self._blocked_since = now
-            streams.loop.add_writer(self._fd, self._writable)
-            self._schedule()
-        if len(self._out) > BUFFER_MOST:
-            self.drop_slow("buffer_full")
-            return
-        if not self._paused and len(self._out) > BUFFER_HIGH and self._call is not None:
-            self._paused = True
-            streams.slot[board.PAUSES] += 1
-            self._call.pause()
-        if streams.memory.full:
-            streams.relieve()
-
-    def _writable(self) -> None:
-        if self._out is None:
-            return
-        try:
-            written = os.write(self._fd, self._out)
-        except BlockingIOError:
-            return
-        except OSError:
-            self.drop("client_gone")
-            return
-        self._bytes += written
-        self._streams.slot[board.BYTES_SENT] += written
-        self._blocked_since = self._last_write = self._streams.wheel.now()
-        self._streams.memory.buffer(-written)
-        del self._out[:written]
-        if not self._out:
-            self._unblock()
-            if self._state is State.FINISHING:
-                self._complete()
-                return
-            # The next deadline is a heartbeat again, and that may be sooner.
-            self._schedule()
-        if self._paused and self.waiting <= BUFFER_LOW:
-            self._paused = False
-            if self._call is not None:
-                self._call.resume()
-
-    def _unblock(self) -> None:
-        self._streams.memory.buffer(-self.waiting)
-        self._streams.blocked.discard(self)
-        self._out = None
-        self._streams.loop.remove_writer(self._fd)
-
     def _schedule(self) -> None:
         """Set the one deadline: the earliest of all that may come."""
         if self._state is State.ENDED:
@@ -806,16 +541,15 @@ class Session(Timed):
 
     # Ending
 
+    def _emptied(self) -> None:
+        if self._state is State.FINISHING:
+            self._complete()
+        else:
+            # The next deadline is a heartbeat again, and that may be sooner.
+            self._schedule()
+
     def _complete(self) -> None:
         self._streams.linger(self._end())
-
-    def _reset(self) -> None:
-        """Let the close that follows be seen as an error."""
-        borrowed = socket.socket(fileno=self._fd)
-        try:
-            borrowed.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, _RESET_ON_CLOSE)
-        finally:
-            borrowed.detach()
 
     def _cancel_call(self) -> None:
         """Let go of the backend. An answer that may be continued goes on where its client may come back."""
@@ -845,14 +579,15 @@ class Session(Timed):
         """Let go of everything but the descriptor, which the caller gets."""
         streams = self._streams
         self._state = State.ENDED
-        self._cancel_call()
-        streams.wheel.cancel(self)
-        streams.hangups.remove(self._fd)
         if self._out is not None:
             self._unblock()
+        fd, self._fd = self._fd, -1
+        self._cancel_call()
+        streams.wheel.cancel(self)
+        streams.hangups.remove(fd)
         if self._address is not None:
             streams.limit.free(self._user, self._address)
-        streams.roster.end(self._fd)
+        streams.roster.end(fd)
         record = StreamRecord(
             id=self._id,
             request_id=self._request_id,
@@ -875,7 +610,6 @@ class Session(Timed):
             completion_tokens=self._usage.completion_tokens if self._usage is not None else None,
             trace=self._trace,
         )
-        fd, self._fd = self._fd, -1
         streams.ended(self, record)
         return fd
 
@@ -906,8 +640,3 @@ def peer_name(client: socket.socket) -> str:
         return ""
     host = str(address[0]).removeprefix("::ffff:")
     return f"[{host}]:{address[1]}" if ":" in host else f"{host}:{address[1]}"
-
-
-def _private_slot() -> Slot:
-    private, number = board.Board.private()
-    return private.slot(number)

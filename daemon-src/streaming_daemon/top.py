@@ -17,7 +17,8 @@ from collections.abc import Mapping, Sequence
 from typing import Any, TextIO
 
 from . import metrics_socket
-from .config import Config, ConfigError, MetricsConfig, load
+from .config import Config, MetricsConfig, load
+from .toml_table import ConfigError
 
 _TIMEOUT = 5.0
 _LARGEST = 64 * 1024 * 1024

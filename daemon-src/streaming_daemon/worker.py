@@ -36,13 +36,13 @@ import socket
 from dataclasses import dataclass, field
 from types import ModuleType
 
-from . import access_log, board, handover, siblings
+from . import access_log, board, descriptors, handover, siblings
 from .access_log import AccessLog, log
 from .backends.base import BackendSetupError
 from .backends.routing import Router
 from .balance import Balance
 from .board import Board
-from .config import Config, ConfigError, load
+from .config import Config, load
 from .ledger import Ledger
 from .listener import Listener
 from .metrics import PACKAGE, Exposition
@@ -50,7 +50,8 @@ from .metrics_server import MetricsServer
 from .metrics_socket import needs_restart
 from .notify import ListenSocketError, listening_socket
 from .roster import Roster
-from .session import Streams
+from .streams import Streams
+from .toml_table import ConfigError
 from .tracing import Tracing
 from .wheel import Timed, TimerWheel
 
@@ -71,6 +72,8 @@ _LAST_RESORT = 30.0
 # and then at all 24,000 that the modules have made: 11 ms in which nobody is served, and nothing once they are frozen.
 # (malloc's arenas and thresholds were tried too; they change nothing here.)
 _GC_THRESHOLDS = (10_000, 20, 50)
+# A megabyte of the kernel's; beyond that the table may grow while streams are there.
+_LARGEST_TABLE = 131_072
 
 
 @dataclass(frozen=True, slots=True)
@@ -183,6 +186,7 @@ class _Worker:
         heart = _Heart(wheel, self._board, self._number, balance)
         heart.on_timer(wheel.now())
         metrics = self._metrics = self._open_metrics(loop, wheel)
+        descriptors.make_table(min(config.server.max_streams * _FDS_PER_STREAM + _SPARE_FDS, _LARGEST_TABLE))
         gc.collect()
         gc.freeze()
         gc.set_threshold(*_GC_THRESHOLDS)

@@ -12,7 +12,6 @@ from streaming_daemon.config import (
     AccessLogConfig,
     AnthropicConfig,
     Config,
-    ConfigError,
     DemoConfig,
     ExecConfig,
     HttpConfig,
@@ -27,6 +26,7 @@ from streaming_daemon.config import (
     load,
     loads,
 )
+from streaming_daemon.toml_table import ConfigError
 
 
 def errors_of(text: str) -> list[str]:
@@ -262,3 +262,39 @@ def test_check_of_a_bad_file_exits_with_2_and_one_line_per_error(tmp_path: Path)
 def test_check_of_a_missing_file_exits_with_2(tmp_path: Path) -> None:
     done = check(tmp_path / "none.toml")
     assert (done.returncode, done.stderr) == (2, f"{tmp_path}/none.toml: cannot be read: No such file or directory\n")
+
+
+KEY = '[backends.x]\ntype = "%s"\n%s = "%s"\napi_key_credential = "openai_key"\n'
+
+
+@pytest.mark.parametrize(
+    ("kind", "key", "url"),
+    [("openai", "base_url", "http://llm.example.org/v1"), ("http", "url", "http://192.0.2.7:8000/x/")],
+)
+def test_a_key_that_would_cross_the_network_in_plain_text_is_a_warning(
+    kind: str, key: str, url: str, tmp_path: Path
+) -> None:
+    text = KEY % (kind, key, url)
+    assert warnings_of(loads(text, "c.toml")) == [
+        f'backends.x.{key} = "{url}": the key in the credential openai_key crosses the network in plain text; '
+        "use https, or a proxy on this host"
+    ]
+    path = tmp_path / "c.toml"
+    path.write_text(text)
+    done = check(path)
+    assert (done.returncode, done.stderr.count("\n")) == (0, 1)
+    assert done.stderr.startswith(f"{path}: warning: backends.x.{key} = ")
+
+
+@pytest.mark.parametrize(
+    ("kind", "key", "url"),
+    [
+        ("openai", "base_url", "https://llm.example.org/v1"),
+        ("anthropic", "base_url", "http://127.0.0.1:8000/v1"),
+        ("openai", "base_url", "http://[::1]:8000/v1"),
+        ("http", "url", "http://localhost:8000/"),
+        ("openai", "base_url", "unix:/run/proxy.sock:/v1"),
+    ],
+)
+def test_a_key_that_stays_on_the_host_or_is_encrypted_is_no_warning(kind: str, key: str, url: str) -> None:
+    assert warnings_of(loads(KEY % (kind, key, url), "c.toml")) == []

@@ -19,10 +19,11 @@ from daemon_harness import envelope, unchunk
 from properties import examples, law_of_bounds, law_of_data, law_of_messages, law_of_streams, read
 from streaming_daemon import http_response as http
 from streaming_daemon.access_log import StreamRecord, Visit, format_combined, format_json, format_pairs, quote
-from streaming_daemon.config import Config, ConfigError, Key, loads
+from streaming_daemon.config import Config, loads
 from streaming_daemon.envelope import unpack
 from streaming_daemon.handoff import HandoffError, parse_data
 from streaming_daemon.toml_lines import lines_of
+from streaming_daemon.toml_table import ConfigError, Key
 
 # The same cases in every run, and no clock: a busy machine is no failure.
 bounded = settings(

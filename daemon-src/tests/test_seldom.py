@@ -19,7 +19,7 @@ from streaming_daemon.config import ListenConfig, ServerConfig
 from streaming_daemon.envelope import Request
 from streaming_daemon.handoff import Handoff
 from streaming_daemon.listener import Listener
-from streaming_daemon.session import Streams
+from streaming_daemon.streams import Streams
 from streaming_daemon.wheel import TimerWheel
 
 Script = Callable[[Any], None]

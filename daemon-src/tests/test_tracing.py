@@ -19,7 +19,8 @@ import pytest
 from conftest import MakeDaemon
 from daemon_harness import SOURCE, Daemon, envelope, shaped, wait_for
 from streaming_daemon.access_log import NO_TRACE, StreamRecord, Visit
-from streaming_daemon.config import ConfigError, TracingConfig, loads
+from streaming_daemon.config import TracingConfig, loads
+from streaming_daemon.toml_table import ConfigError
 from streaming_daemon.tracing import Tracing, attributes_of
 
 PARENT = ("traceparent", "00-0af7651916cd43dd8448eb211c80319c-b7ad6b7169203331-01")

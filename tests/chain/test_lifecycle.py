@@ -118,6 +118,9 @@ def worker_pids(host: Host) -> set[int]:
     return {int(pid) for pid in host.check_output(f"ps -o pid= --ppid {main} || true").split()}
 
 
+# Where the youngest worker came from.
+RELEASE = "readlink /proc/$(pgrep --newest --parent $(systemctl show -p MainPID --value streaming-daemon))/cwd"
+
 # With 500 streams. What counts here is systemd, and PHP would be the slowest part: the handoffs are made on the host.
 
 
@@ -144,26 +147,29 @@ def traffic(host: Host) -> Iterator[Callable[..., dict[str, Any]]]:
     host.run(f"rm {program}")
 
 
-def test_500_streams_survive_three_reloads_one_of_them_broken(host: Host, traffic: Callable[..., Any]) -> None:
+def test_500_streams_survive_three_reloads_to_another_release_a_broken_one_and_back(
+    host: Host, traffic: Callable[..., Any]
+) -> None:
     current = host.check_output("readlink /opt/streaming-daemon/current")
-    broken = "/opt/streaming-daemon/releases/0.0.0-broken"
+    another, broken = (f"/opt/streaming-daemon/releases/0.0.0-{name}" for name in ("another", "broken"))
     host.check_output(
-        f"mkdir -p {broken}/streaming_daemon && echo 'raise SystemExit(1)' >{broken}/streaming_daemon/__init__.py"
+        f"cp -a {current} {another} && mkdir -p {broken}/streaming_daemon && "
+        f"echo 'raise SystemExit(1)' >{broken}/streaming_daemon/__init__.py"
     )
-    link = "ln -sfn {} /opt/streaming-daemon/current"
+    point_at = "ln -sfn {} /opt/streaming-daemon/current && systemctl reload streaming-daemon"
     before = main_pid(host, "streaming-daemon")
     try:
         report = traffic(
-            ("reload", "systemctl reload streaming-daemon"),
-            ("broken reload", f"{link.format(broken)}; systemctl reload streaming-daemon"),
-            ("third reload", f"{link.format(current)}; systemctl reload streaming-daemon"),
+            ("to another release", point_at.format(another) + f" && {RELEASE} | grep -qx {another}"),
+            ("to a broken one", point_at.format(broken)),
+            ("and back", point_at.format(current) + f" && {RELEASE} | grep -qx {current}"),
         )
     finally:
-        host.check_output(f"{link.format(current)} && rm -r {broken}")
+        host.check_output(point_at.format(current) + f" && rm -r {broken} {another}")
     assert {name: status != 0 for name, status in report["statuses"].items()} == {
-        "reload": False,
-        "broken reload": True,
-        "third reload": False,
+        "to another release": False,
+        "to a broken one": True,
+        "and back": False,
     }
     assert report["broken"] == []
     assert main_pid(host, "streaming-daemon") == before

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import re
 import time
 from collections.abc import Callable, Iterator
@@ -173,3 +174,25 @@ def test_each_stream_leaves_one_line_in_the_journal(session: Session, host: Host
     lines = host.check_output(f"journalctl -u streaming-daemon --since=@{before} -o cat").splitlines()
     assert len([line for line in lines if "outcome=done" in line and "events=7 " in line]) == 1, lines
     assert marker not in "\n".join(lines)
+
+
+def test_the_journal_has_what_is_known_of_a_stream_as_fields(session: Session, host: Host) -> None:
+    """By which journalctl finds it; the id is the one in Apache's log."""
+    marker = "a prompt that is in no field either"
+    before = host.check_output("date +%s")
+    stream = session.open_stream(marker, tokens=6, pace=1000)
+    name, port = stream.socket.getsockname()[:2]
+    assert_complete(stream.read_to_end(), 6)
+    line = next(line for line in journal(host, before).splitlines() if f" client={name}:{port} " in line)
+    [request_id] = re.findall(r" id=(\S+) ", line)
+    found = host.check_output(
+        f"journalctl --sync; journalctl -u streaming-daemon HANDOFF_ID={request_id} -o json --no-pager"
+    ).splitlines()
+    assert len(found) == 1, found
+    entry = json.loads(found[0])
+    fields = {key.removeprefix("HANDOFF_"): value for key, value in entry.items() if key.startswith("HANDOFF_")}
+    expected = {"USER": "demo", "METHOD": "GET", "PATH": "/stream.php", "STATUS": "200", "OUTCOME": "done"}
+    assert expected.items() <= fields.items(), fields
+    assert fields["EVENTS"] == "6" and int(fields["BYTES"]) > 100 and float(fields["FIRST_EVENT_MS"]) > 0, fields
+    assert entry["MESSAGE"] == line and entry["_SYSTEMD_UNIT"] == "streaming-daemon.service"
+    assert marker not in found[0]
