@@ -2,7 +2,7 @@
 
 Writes go straight to the descriptor. A buffer exists only while the kernel refuses bytes; over ``BUFFER_HIGH`` the
 backend is paused until the client has read, and a client that lets ``BUFFER_MOST`` wait is dropped. What is written,
-and when a stream ends, is the session's, which is one of these: an object of its own would cost every stream its memory.
+and when a stream ends, is the session's, which is one of these: an object of its own would cost each stream memory.
 """
 
 from __future__ import annotations

@@ -98,8 +98,9 @@ class Session(Client):
     )
 
     def __init__(self, streams: Streams, client: socket.socket) -> None:
-        self._client = peer_name(client)
         super().__init__(streams, client)
+        # Known once the message has been read, or has turned out to be useless.
+        self._client = ""
         self._id = ""
         self._request_id = ""
         self._user = ""
@@ -146,7 +147,9 @@ class Session(Client):
             request = parcel.request
             if request is not None:
                 self._introduce(request)
-            elif fds:
+            else:
+                self._client = peer_name(self._fd)
+            if request is None and fds:
                 log.warning("a handoff carried %d descriptors, expected is one: kept the first", len(fds) + 1)
             handoff = parse_data(data_of(parcel, fds, self._streams.listen.max_payload))
             self._request_id = handoff.request_id or ""
@@ -167,6 +170,7 @@ class Session(Client):
             self._schedule()
         except HandoffError as error:
             self._id = self._id or os.urandom(6).hex()
+            self._client = self._client or peer_name(self._fd)
             hint = f" ({error.hint})" if error.hint else ""
             log.warning("id=%s bad handoff: %s%s: correct what was sent", quote(self._id), error, hint)
             if error.status == 413:
@@ -188,6 +192,7 @@ class Session(Client):
         except (HandoffError, OSError) as error:
             log.warning("bad handoff: %s", error)
         self._id = self._id or os.urandom(6).hex()
+        self._client = self._client or peer_name(self._fd)
         self._refuse(refusal)
 
     def _introduce(self, request: Request) -> None:
@@ -524,20 +529,21 @@ class Session(Client):
         """Set the one deadline: the earliest of all that may come."""
         if self._state is State.ENDED:
             return
-        config = self._streams.config
-        due = []
+        streams = self._streams
+        config = streams.config
+        due = math.inf
         if self._out is not None:
-            due.append(min(self._blocked_since + config.write_timeout, self._last_moment()))
+            due = min(self._blocked_since + config.write_timeout, self._last_moment())
         if self._state is not State.FINISHING:
             if config.max_duration:
-                due.append(self._started + config.max_duration)
+                due = min(due, self._started + config.max_duration)
             if config.first_event_timeout and not self._begun:
-                due.append(self._started + config.first_event_timeout)
+                due = min(due, self._started + config.first_event_timeout)
             comment = self._comment_due()
             if comment:
-                due.append(comment)
-        if due:
-            self._streams.wheel.set(self, min(due))
+                due = min(due, comment)
+        if due < math.inf:
+            streams.wheel.set(self, due)
 
     # Ending
 
@@ -626,17 +632,20 @@ def passes_on(backend: Backend) -> bool:
     return bool(getattr(backend, "passes_on", False))
 
 
-def peer_name(client: socket.socket) -> str:
-    """``address:port`` of a client, ``unix`` for a local one, empty where it is gone already.
+def peer_name(fd: int) -> str:
+    """``address:port`` of the client at ``fd``, ``unix`` for a local one, empty where it is gone already.
 
     Apache listens on IPv6 sockets for both families; an IPv4 client is written as Apache's own log writes it, not as
     an IPv4-mapped address (RFC 4291 section 2.5.5.2).
     """
-    if client.family == socket.AF_UNIX:
-        return "unix"
+    client = socket.socket(fileno=fd)
     try:
+        if client.family == socket.AF_UNIX:
+            return "unix"
         address = client.getpeername()
     except OSError:
         return ""
+    finally:
+        client.detach()
     host = str(address[0]).removeprefix("::ffff:")
     return f"[{host}]:{address[1]}" if ":" in host else f"{host}:{address[1]}"

@@ -15,6 +15,8 @@ GRANULARITY = 0.01
 # uvloop rounds timers to milliseconds and may fire early: an unbounded re-arm for "now" would spin.
 _SHORTEST = 0.001
 _IDLE = 0
+# So many are woken before the loop looks for what else has happened: a slot of thousands would keep handoffs waiting.
+_PORTION = 32
 
 
 class Timed:
@@ -38,7 +40,7 @@ class TimerWheel:
         self._slots: dict[int, set[Timed]] = {}
         self._ticks: list[int] = []
         self._fired = 0
-        self._armed: tuple[int, asyncio.TimerHandle] | None = None
+        self._armed: tuple[int, asyncio.Handle] | None = None
 
     def now(self) -> float:
         return self._loop.time()
@@ -78,6 +80,10 @@ class TimerWheel:
             self._armed = None
         if self._ticks:
             tick = self._ticks[0]
+            if tick <= self._fired:
+                # The rest of a portion: on the loop's next turn, behind what has come in meanwhile.
+                self._armed = (tick, self._loop.call_soon(self._fire))
+                return
             delay = max(_SHORTEST, tick * GRANULARITY - self._loop.time())
             self._armed = (tick, self._loop.call_later(delay, self._fire))
 
@@ -86,10 +92,14 @@ class TimerWheel:
         now = self._loop.time()
         # Anything set from here on lands behind the slots of this round, so that nobody can hold the loop for ever.
         self._fired = due = int(now / GRANULARITY)
+        left = _PORTION
         try:
             while self._ticks and self._ticks[0] <= due:
                 tick = self._ticks[0]
                 while (slot := self._slots.get(tick)) is not None:
+                    if not left:
+                        return
+                    left -= 1
                     item = next(iter(slot))
                     self.cancel(item)
                     item.on_timer(now)

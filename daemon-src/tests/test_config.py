@@ -25,6 +25,7 @@ from streaming_daemon.config import (
     ServerConfig,
     load,
     loads,
+    warnings_of,
 )
 from streaming_daemon.toml_table import ConfigError
 

@@ -20,7 +20,7 @@ from typing import Any
 import pytest
 
 from conftest import MakeDaemon, MakeLLM
-from daemon_harness import Daemon, Response, wait_for
+from daemon_harness import SOURCE, Daemon, Response, wait_for
 from llm_server import SSE_HEAD
 from llm_server import Request as LLMRequest
 from streaming_daemon import descriptors
@@ -245,3 +245,41 @@ def test_a_crowd_gets_answers_or_is_told_to_come_back(make_daemon: MakeDaemon, m
     }, seen
     assert {status[:3] for status, _ in seen} == {"503", "504"}
     wait_for(lambda: names(daemon.ask(QUESTION)) == "504 backend_timeout", "a place again")
+
+
+def table_size(pid: int | str = "self") -> int:
+    """Descriptors that the kernel has room for without enlarging the process's table (proc(5))."""
+    status = Path(f"/proc/{pid}/status").read_text()
+    return int(status.split("\nFDSize:")[1].split()[0])
+
+
+def test_a_workers_table_has_room_for_all_its_streams_before_the_first_comes(make_daemon: MakeDaemon) -> None:
+    daemon = make_daemon("[server]\nworkers = 1\nmax_streams = 1500\n")
+    daemon.start()
+    assert table_size(daemon.workers()[0]) >= 2 * 1500
+
+
+MAKE_TABLE = """
+import os, resource, sys
+from streaming_daemon import descriptors
+soft, taken, wanted = map(int, sys.argv[1:])
+resource.setrlimit(resource.RLIMIT_NOFILE, (soft, soft))
+if taken:
+    os.dup2(0, taken)
+before = sorted(os.listdir("/proc/self/fd"))
+descriptors.make_table(wanted)
+assert sorted(os.listdir("/proc/self/fd")) == before, "a descriptor came or went"
+print(open("/proc/self/status").read().split("FDSize:")[1].split()[0])
+"""
+
+
+@pytest.mark.parametrize(
+    ("soft", "taken", "wanted", "least"),
+    [(4096, 0, 3000, 3000), (1024, 0, 100_000, 1024), (1024, 1023, 1024, 1024), (1024, 1022, 1023, 1023)],
+    ids=["as asked for", "more than is allowed", "the last is taken", "the one it would take is taken"],
+)
+def test_the_table_is_made_large_and_nothing_in_it_changes(soft: int, taken: int, wanted: int, least: int) -> None:
+    command = [sys.executable, "-c", MAKE_TABLE, str(soft), str(taken), str(wanted)]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=30, check=False, cwd=SOURCE)
+    assert done.returncode == 0, done.stderr
+    assert int(done.stdout) >= least

@@ -9,7 +9,6 @@ import json
 import os
 import tempfile
 from collections.abc import Iterator
-from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -92,7 +91,8 @@ def assert_understood(vector: dict[str, Any], form: str) -> None:
     parcel = unpack(bytes_of(vector["message"]), form)
     assert parcel.request is not None, "taken for a plain message"
     said = {name: received(value) for name, value in vector["envelope"].items() if name != "data"}
-    got = asdict(parcel.request)
+    got = parcel.request._asdict()
+    got |= {name: got[name]._asdict() for name in ("client", "peer")}
     got |= {name: [list(pair) for pair in got[name]] for name in ("headers", "response_headers")}
     assert got == {"user": None, **said}
     with descriptors(vector) as fds:

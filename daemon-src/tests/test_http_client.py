@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import errno
 import socket
 from collections.abc import Iterator
 from typing import Any
@@ -24,15 +25,32 @@ DEAD, ALIVE, CLOSED, ALSO_DEAD = "127.0.0.1", "127.0.0.2", "127.0.0.3", "127.0.0
 def port() -> Iterator[int]:
     """A port on which one address accepts, two never answer, and one refuses."""
     with contextlib.ExitStack() as stack:
-        alive = stack.enter_context(socket.create_server((ALIVE, 0)))
-        number = int(alive.getsockname()[1])
-        for address in (DEAD, ALSO_DEAD):
-            dead = stack.enter_context(socket.socket())
-            dead.bind((address, number))
-            dead.listen(0)
-            for filler in fill(dead):
+        alive, *dead = free_on_all(ALIVE, DEAD, ALSO_DEAD)
+        for sock in (alive, *dead):
+            stack.enter_context(sock)
+        alive.listen()
+        for sock in dead:
+            sock.listen(0)
+            for filler in fill(sock):
                 stack.enter_context(filler)
-        yield number
+        yield int(alive.getsockname()[1])
+
+
+def free_on_all(*addresses: str) -> list[socket.socket]:
+    """Sockets at one port of all addresses. What is free at the first may be somebody's connection at another."""
+    for attempt in range(50):
+        sockets = [socket.socket() for _ in addresses]
+        try:
+            for sock, address in zip(sockets, addresses, strict=True):
+                sock.bind((address, sockets[0].getsockname()[1]))
+        except OSError as error:
+            for sock in sockets:
+                sock.close()
+            if error.errno != errno.EADDRINUSE or attempt == 49:
+                raise
+        else:
+            return sockets
+    raise AssertionError("unreachable")
 
 
 def reach(port: int, *addresses: str, timeout: float = 3.0) -> str:

@@ -143,7 +143,7 @@ def test_a_client_is_named_as_apache_names_it(listen: str, connect: str, expecte
     with server, socket.create_connection((connect, server.getsockname()[1])) as client:
         accepted, _ = server.accept()
         with accepted:
-            assert peer_name(accepted) == f"{expected}{client.getsockname()[1]}"
+            assert peer_name(accepted.fileno()) == f"{expected}{client.getsockname()[1]}"
 
 
 def test_a_byte_order_mark_in_mid_stream_is_none_where_the_event_is_passed_on_first() -> None:

@@ -27,6 +27,10 @@ class FakeLoop:
         self.timers.append(timer)
         return timer
 
+    def call_soon(self, action: Callable[[], None]) -> FakeTimer:
+        self.timers.append(timer := FakeTimer(self, self.clock, action))
+        return timer
+
     def advance(self, seconds: float) -> None:
         end = self.clock + seconds
         while self.timers and (timer := min(self.timers, key=lambda timer: timer.when)).when - self.early <= end:
@@ -153,3 +157,20 @@ def test_nothing_is_kept_of_what_is_over() -> None:
     assert wheel._slots == {}
     assert wheel._ticks == []
     assert loop.timers == []
+
+
+def test_a_slot_of_many_lets_others_have_their_turn() -> None:
+    order: list[str] = []
+
+    async def main() -> None:
+        loop = asyncio.get_running_loop()
+        wheel = TimerWheel(loop)
+        when = wheel.now() + 0.03
+        for _ in range(200):
+            wheel.set(Item(lambda _: order.append("due") or loop.call_soon(order.append, "other")), when)
+        while len(order) < 400:
+            await asyncio.sleep(0.005)
+
+    asyncio.run(asyncio.wait_for(main(), 20))
+    assert order.count("due") == 200
+    assert order.index("other") < 100, "all 200 were woken before anybody else had a turn"
