@@ -18,7 +18,7 @@ from benchlib.tools import BenchmarkError, on_cores
 _PATIENCE = 10.0
 _COMMON = """
 global
-    maxconn 15000
+    maxconn 9000
     nbthread 1
 defaults
     mode http
