@@ -6,6 +6,7 @@ the language model on the others. All contenders are measured in every round, in
 round.
 
     ours    the streaming daemon of this checkout, one worker, every feature on
+    go      a goroutine per stream, examples/daemons/streaming_daemon.go, on one core as well
     naive   asyncio with a task per stream, src/naive.py
     null    C that understands nothing and writes, src/nullstream.c: what is left for everybody else to pay
 """
@@ -35,12 +36,24 @@ from benchlib.figures import figure, ratio
 from benchlib.report import Aim, spread, table
 from benchlib.tools import BENCHMARKS, BUILD, CACHE, ROOT, BenchmarkError, on_cores
 
-CONTENDERS = ("ours", "naive", "null")
+CONTENDERS = ("ours", "go", "naive", "null")
 DAEMON = ROOT / "daemon-src"
 PYTHON = "/usr/bin/python3" if Path("/usr/bin/python3").exists() else sys.executable
 """Debian's, with Debian's httptools and uvloop, as on a host."""
 
 PATIENCE = 30.0
+SOCKET_ACTIVATE = """
+import os, socket, sys
+listening = socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+listening.bind(sys.argv[1])
+listening.listen(4096)
+os.dup2(listening.fileno(), 3)
+os.set_inheritable(3, True)
+os.environ.update(LISTEN_PID=str(os.getpid()), LISTEN_FDS="1")
+os.execv(sys.argv[2], sys.argv[2:])
+"""
+"""What systemd does for a daemon with a socket unit (sd_listen_fds(3))."""
+
 MODEL_CERTIFICATE = ("localhost.pem", "localhost.key")
 
 CONFIG = """
@@ -111,8 +124,9 @@ class Settings:
             return max(10, int(number * self.scale))
 
         two, both = self.seconds, ("ours", "naive")
+        three = ("ours", "go", "naive")
         idle = [
-            Scenario(f"idle-{k}", f"{k:,} idle streams", n(k), ("ramp", "2000"), 1000, 0.1, contenders=both)
+            Scenario(f"idle-{k}", f"{k:,} idle streams", n(k), ("ramp", "2000"), 1000, 0.1, contenders=three)
             for k in (1000, 5000, 9000)
         ]
         return [
@@ -384,6 +398,10 @@ class Bench:
             )
             command = [PYTHON, "-m", "streaming_daemon", "--config", str(config), "--socket", str(sock)]
             command += ["--control", str(directory / "control.sock")]
+        elif contender == "go":
+            daemon = str(BUILD / "streaming_daemon_go")
+            command = [PYTHON, "-c", SOCKET_ACTIVATE, str(sock), daemon, "-streams", "12000"]
+            environ["GOMAXPROCS"] = "1"
         elif contender == "naive":
             port = [str(self.models["plain"].port)] if name else []
             command = [PYTHON, str(BENCHMARKS / "src" / "naive.py"), str(sock), *port]
@@ -413,6 +431,8 @@ class Bench:
         """The process that holds the streams, once it is there."""
         deadline = time.monotonic() + PATIENCE
         while time.monotonic() < deadline and started.poll() is None:
+            if contender == "go" and Path(f"/proc/{started.pid}/exe").resolve().name == "streaming_daemon_go":
+                return started.pid
             if contender != "ours" and "ready" in log.read_text():
                 return started.pid
             if contender == "ours" and sock.exists() and "serving" in log.read_text():
@@ -518,22 +538,30 @@ SHOWN = {
 MAIN = {"rss_per_stream", "cpu_s_per_million", "handoffs_per_second", "first_p99_ms"}
 """Where a ratio to the naive daemon is shown."""
 
-# scenario, what, limit, at least, text; of our own daemon
-AIMS = (
-    ("idle-9000", "rss_per_stream", 1500, False, "bytes of memory per idle stream at 9,000"),
-    ("burst", "handoffs_per_second", 14000, True, "handoffs served per second in a burst of 9,000"),
-    ("ramp", "first_p99_ms", 1.0, False, "milliseconds to the first event, p99, at 1,000 handoffs/s"),
-    ("saturated", "cpu_s_per_million", 11, False, "CPU seconds per million events, saturated"),
-    ("relay", "cpu_s_per_million", 40, False, "CPU seconds per million tokens relayed at 500 x 20/s"),
-    ("relay-memory", "rss_per_stream", 6000, False, "bytes of memory per relayed stream at 4,000"),
-    ("relay-tls", "rss_per_stream", 60000, False, "bytes of memory per stream relayed over TLS"),
+# scenario, what, limit, at least, text; of our own daemon, or where another is named, ours divided by its
+AIMS: tuple[tuple[str, str, float, bool, str, str], ...] = (
+    ("idle-9000", "rss_per_stream", 1500, False, "bytes of memory per idle stream at 9,000", ""),
+    ("burst", "handoffs_per_second", 14000, True, "handoffs served per second in a burst of 9,000", ""),
+    ("ramp", "first_p99_ms", 1.0, False, "milliseconds to the first event, p99, at 1,000 handoffs/s", ""),
+    ("saturated", "cpu_s_per_million", 11, False, "CPU seconds per million events, saturated", ""),
+    ("relay", "cpu_s_per_million", 40, False, "CPU seconds per million tokens relayed at 500 x 20/s", ""),
+    ("relay-memory", "rss_per_stream", 6000, False, "bytes of memory per relayed stream at 4,000", ""),
+    ("relay-tls", "rss_per_stream", 60000, False, "bytes of memory per stream relayed over TLS", ""),
+    ("burst", "handoffs_per_second", 1.0, True, "handoffs served per second in a burst, of Go's", "go"),
+    ("ramp", "first_p99_ms", 1.0, False, "time to the first event, p99, of Go's", "go"),
+    ("saturated", "cpu_s_per_million", 1.0, False, "CPU time per event, saturated, of Go's", "go"),
+    ("idle-9000", "rss_per_stream", 0.2, False, "memory per idle stream at 9,000, of Go's", "go"),
 )
 
 
 def aims(samples: Samples) -> Iterator[Aim]:
-    for scenario, what, limit, at_least, text in AIMS:
-        values = samples.get(scenario, {}).get("ours", {}).get(what)
-        if values:
+    for scenario, what, limit, at_least, text, against in AIMS:
+        cells = samples.get(scenario, {})
+        values = cells.get("ours", {}).get(what)
+        others = cells.get(against, {}).get(what)
+        if against and values and others:
+            yield Aim(text, limit, ratio(values, others), at_least)
+        elif values and not against:
             yield Aim(text, limit, figure(values), at_least)
 
 
