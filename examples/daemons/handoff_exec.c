@@ -134,7 +134,7 @@ static bool receive(int apache)
     } control;
     int tries;
 
-    for (tries = 0; tries < 2; tries++) {
+    for (tries = 0; tries < 3; tries++) {
         struct iovec part = {message.bytes, MOST_MESSAGE};
         struct msghdr m = {.msg_iov = &part, .msg_iovlen = 1, .msg_control = &control,
                            .msg_controllen = sizeof(control)};

@@ -325,9 +325,9 @@ func receive(apache *net.UnixConn) (message []byte, fds []int, cut bool, err err
 	buffer := make([]byte, mostMessage)
 	// Room for as many descriptors as the kernel passes (253): those that are not expected are closed.
 	control := make([]byte, syscall.CmsgSpace(4*253))
-	for try := 0; try < 2; try++ {
+	for try := 0; try < 3; try++ {
 		n, controls, flags, _, e := apache.ReadMsgUnix(buffer, control)
-		if n == 0 && controls == 0 {
+		if n <= 0 && controls <= 0 {
 			err = e
 			if errors.Is(e, io.EOF) || errors.Is(e, syscall.ECONNRESET) {
 				continue

@@ -265,12 +265,13 @@ function receive(Socket $apache): array
 {
     socket_set_block($apache);
     socket_set_option($apache, SOL_SOCKET, SO_RCVTIMEO, ['sec' => MESSAGE_TIMEOUT, 'usec' => 0]);
-    for ($try = 0; $try < 2; $try++) {
+    for ($try = 0; $try < 3; $try++) {
         // Without controllen PHP gives the kernel no room for descriptors, and without buffer_size 8 KiB for the bytes.
         $received = ['buffer_size' => MOST_MESSAGE, 'controllen' => socket_cmsg_space(SOL_SOCKET, SCM_RIGHTS, 253)];
         $length = @socket_recvmsg($apache, $received, 0);
-        if ($length === false && socket_last_error($apache) !== SOCKET_ECONNRESET) {
-            throw new Gone('no message: ' . socket_strerror(socket_last_error($apache)));
+        // Of this function PHP keeps the error only where no socket is named.
+        if ($length === false && socket_last_error() !== SOCKET_ECONNRESET) {
+            throw new Gone('no message: ' . socket_strerror(socket_last_error()));
         }
         $control = $length === false ? [] : $received['control'];
         if ($length || $control) {

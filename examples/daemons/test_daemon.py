@@ -234,7 +234,7 @@ async def receive(apache: socket.socket) -> tuple[bytes, list[int], int]:
     """The one message of this connection: bytes, descriptors, flags. All empty where none comes."""
     loop = asyncio.get_running_loop()
     async with asyncio.timeout(MESSAGE_TIMEOUT):
-        for _ in range(2):
+        for _ in range(3):
             ready = loop.create_future()
             loop.add_reader(apache, lambda ready=ready: ready.done() or ready.set_result(None))
             try:

@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from exchange import (
+    PATIENCE,
     Client,
     Direct,
     Failed,
@@ -161,6 +162,8 @@ def crowd(way: Way, case: Case, form: str) -> None:
         try:
             client = way.hand(case, form)
             clients.append(client)
+            # On a machine with much else to do so many processes take a while to begin.
+            client.sock.settimeout(4 * PATIENCE)
             client.read_until(b"data: ")
         except Failed as error:
             errors.append(error)
@@ -215,10 +218,9 @@ def crowded(way: Way, case: Case, form: str) -> None:
     assert isinstance(way, Direct)
     ours, theirs = tcp_pair()
     pipe = os.pipe()
-    number = case.get("pipes", len(case.get("more_descriptors", [])))
     inode = os.fstat(pipe[0]).st_ino
     with theirs:
-        way.send(message_of(case, form), [theirs.fileno()] + [pipe[1]] * number)
+        way.send(message_of(case, form), [theirs.fileno()] + [pipe[1]] * case["pipes"])
     os.close(pipe[0])
     os.close(pipe[1])
     check(Client(ours).finish(), case, form)

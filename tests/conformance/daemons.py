@@ -16,7 +16,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from exchange import PATIENCE, Direct, wait_for
+from exchange import PATIENCE, Direct, Failed, wait_for
 
 ROOT = Path(__file__).resolve().parents[2]
 EXAMPLES = ROOT / "examples" / "daemons"
@@ -71,7 +71,8 @@ DAEMONS = [
         _PRODUCTION,
         needs={_PYTHON: "python3"},
         cannot={"echo": "has the prompt in an answer of its own", "backend": "its backend is the demo, see daemon-llm"},
-        config="",
+        # Most vectors do not say a pace, and its answer is long.
+        config='[backends.demo]\ntype = "demo"\ntokens_per_second = 2000.0\n',
     ),
     Daemon(
         "daemon-llm",
@@ -222,8 +223,13 @@ class Running:
             process.wait()
 
 
-def wait_until_serving(running: Running, serves: Callable[[], bool]) -> None:
-    wait_for(lambda: bool(running.ended()) or serves(), f"{running.daemon.name} serves")
+def wait_until_serving(running: Running, serves: Callable[[], bool]) -> str:
+    """Wait until it serves; what has become of it instead."""
+    try:
+        wait_for(lambda: bool(running.ended()) or serves(), f"{running.daemon.name} serves")
+    except Failed as error:
+        return str(error)
+    return running.ended()
 
 
 def activate(fd: int, command: list[str]) -> None:

@@ -164,7 +164,7 @@ class Client:
             try:
                 part = self.sock.recv(65536)
             except TimeoutError:
-                raise Failed(f"{PATIENCE:.0f} s without {text!r}; so far {bytes(self.received[:300])!r}") from None
+                raise Failed(f"{self.sock.gettimeout():.0f} s without {text!r}; so far {bytes(self.received[:300])!r}") from None
             require(part, f"ended before {text!r}: {bytes(self.received[-300:])!r}")
             self.received += part
 
@@ -281,13 +281,17 @@ class Direct:
                 return sock
         raise AssertionError
 
-    def send(self, message: bytes, fds: Iterable[int], *, reads_ack: bool = False) -> None:
+    def send(self, message: bytes, fds: Iterable[int], *, ack: str = "") -> None:
+        """One message with descriptors. ``ack``: "read" the daemon's byte first, or wait for it and leave it "unread"."""
         with self.connect() as sock:
             if len(message) > 200_000:  # more than Apache would send; twice the system's default is allowed to everybody
                 sock.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, 1 << 20)
-            if reads_ack:
-                byte = sock.recv(2)
-                require(byte == b"\x06", f"{byte!r} instead of the acknowledgement")
+            if ack:
+                try:
+                    byte = sock.recv(2, 0 if ack == "read" else socket.MSG_PEEK)
+                except TimeoutError:
+                    byte = b""
+                require(byte == b"\x06", f"{byte!r} instead of the acknowledgement, 0x06")
             ancillary = [(socket.SOL_SOCKET, socket.SCM_RIGHTS, array.array("i", fds))]
             try:
                 sent = sock.sendmsg([message], ancillary if len(ancillary[0][2]) else [], socket.MSG_NOSIGNAL)
@@ -308,7 +312,7 @@ class Direct:
                 ours.sendall(b"x" * case["sends"])
             owned = [memfd(data, "memfd")] if payload else []
             try:
-                self.send(message, [theirs.fileno(), *owned], reads_ack=case.get("reads_ack", False))
+                self.send(message, [theirs.fileno(), *owned], ack=case.get("ack", ""))
             finally:
                 for fd in owned:
                     os.close(fd)
@@ -336,7 +340,7 @@ class ThroughApache:
         data = data_of(case)
         changes = case.get("envelope", {})
         method, protocol = changes.get("method", "GET"), changes.get("protocol", "HTTP/1.1")
-        target = self.targets["ack" if case.get("reads_ack") else form]
+        target = self.targets["ack" if case.get("ack") else form]
         sock = socket.socket()
         if case.get("receive_buffer"):
             sock.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, case["receive_buffer"])
