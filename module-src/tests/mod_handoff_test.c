@@ -15,7 +15,7 @@
  *   err=1        put all of these into err_headers_out, as CGI and FastCGI handlers do
  *   enc=NAME     set Content-Encoding
  *   status=N     set r->status
- *   read=1       read the request body to its end
+ *   read=1       read the request body to its end          read=copy   and write it
  *   text=TEXT    write that
  *   ctl=N        write N control bytes (0x01)
  *   bin=N        write N bytes that are no UTF-8 (0xff)
@@ -98,13 +98,16 @@ static void set_headers(request_rec *r, apr_table_t *headers)
     }
 }
 
-static void read_body(request_rec *r)
+static void read_body(request_rec *r, int copy)
 {
     char buffer[8192];
+    long length;
 
     if (ap_setup_client_block(r, REQUEST_CHUNKED_DECHUNK) == OK && ap_should_client_block(r)) {
-        while (ap_get_client_block(r, buffer, sizeof(buffer)) > 0) {
-            continue;
+        while ((length = ap_get_client_block(r, buffer, sizeof(buffer))) > 0) {
+            if (copy) {
+                ap_rwrite(buffer, (int)length, r);
+            }
         }
     }
 }
@@ -152,7 +155,7 @@ static int handler(request_rec *r)
     }
     ap_set_content_type(r, "text/plain");
     if (arg(r, "read") != NULL) {
-        read_body(r);
+        read_body(r, strcmp(arg(r, "read"), "copy") == 0);
     }
     if (arg(r, "crash") != NULL) {
         raise((int)number(r, "crash"));

@@ -45,18 +45,12 @@ def start(mpm: str, run: Path, sockets: dict[str, tuple[str, str]]) -> Httpd:
         targets += f"SocketHandoffTarget {name}-envelope unix:{plain} envelope=on timeout=10s\n"
         targets += f"SocketHandoffTarget {name}-ack unix:{ack} envelope=on ack=on timeout=10s\n"
     httpd.start(f"""
-{httpd.load("reflector")}
 Listen 127.0.0.1:{httpd.port("main")}
 DocumentRoot {httpd.root}/htdocs
 {targets}
 SocketHandoffAllow All
 <Location /t>
     SetHandler handoff-test
-</Location>
-<Location /reflect>
-    SetHandler reflector
-    ReflectorHeader X-Foo X-Socket-Handoff
-    ReflectorHeader X-Bar X-Handoff-Data-From
 </Location>
 """)
     return httpd
