@@ -31,7 +31,7 @@ from exchange import (
     require,
     tcp_pair,
     visible,
-    wait_for,
+    wait_until_closed,
 )
 
 VECTORS = Path(__file__).resolve().parents[1] / "vectors"
@@ -127,7 +127,7 @@ def linger(way: Way, case: Case, form: str) -> None:
     inode = client.inode or 0
     response = client.finish(keep=True)
     require(not response.reset, "ended with RST instead of FIN")
-    wait_for(lambda: not visible(inode), "the daemon closes the connection of a client that does not")
+    wait_until_closed("the connection of a client that does not hang up is", inode)
     client.leave()
     still_serves(way, form)
 
@@ -138,7 +138,7 @@ def leave(way: Way, case: Case, form: str) -> None:
     client.read_until(b"\n\n")
     inode = inode_of(way, client)
     client.leave()
-    wait_for(lambda: not visible(inode), "the descriptor of a client that has left is closed")
+    wait_until_closed("the descriptor of a client that has left is", inode)
     still_serves(way, form)
 
 
@@ -175,12 +175,12 @@ def crowd(way: Way, case: Case, form: str) -> None:
         thread.start()
     for thread in threads:
         thread.join()
-    inodes = [client.inode for client in clients[:5] if client.inode]
+    inodes = [client.inode for client in clients if client.inode]
     for client in clients:
         client.leave()
     if errors:
         raise Failed(f"{len(errors)} of {case['clients']} had no first event; the first: {errors[0]}")
-    wait_for(lambda: not any(visible(inode) for inode in inodes), "the descriptors of all who have left are closed")
+    wait_until_closed("the descriptors of all who have left are", *inodes)
     still_serves(way, form)
 
 
@@ -210,7 +210,7 @@ def nobody(way: Way, case: Case, form: str) -> None:
     # Only the daemon can still have them: a pipe's other end is ours and has the same name, so it is closed first.
     for fd in ours:
         os.close(fd)
-    wait_for(lambda: not any(visible(inode) for inode in inodes), "a descriptor that is no client is closed")
+    wait_until_closed("a descriptor that is no client is", *inodes)
 
 
 def crowded(way: Way, case: Case, form: str) -> None:
@@ -224,7 +224,7 @@ def crowded(way: Way, case: Case, form: str) -> None:
     os.close(pipe[0])
     os.close(pipe[1])
     check(Client(ours).finish(), case, form)
-    wait_for(lambda: not visible(inode), "the descriptors that nobody expected are closed")
+    wait_until_closed("the descriptors that nobody expected are", inode)
     still_serves(way, form)
 
 
@@ -303,7 +303,7 @@ def vectors(way: Way, case: Case, form: str) -> None:
             wrong.append(f"“{name}”: {error}")
     if wrong:
         raise Failed(f"{len(wrong)} of {len(handed)} vectors: " + "; ".join(wrong[:5]))
-    wait_for(lambda: not any(visible(inode) for _, _, inode, _, _ in handed[-3:]), "the descriptors are closed")
+    wait_until_closed("the descriptors are", *(inode for _, _, inode, _, _ in handed))
 
 
 DO: dict[str, Callable[[Way, Case, str], None]] = {

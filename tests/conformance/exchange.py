@@ -47,11 +47,16 @@ def require(condition: object, message: str) -> None:
         raise Failed(message)
 
 
+def wait_until_closed(what: str, *inodes: int) -> None:
+    """Wait until no process has any of them open."""
+    wait_for(lambda: not visible(*inodes), f"{what} closed")
+
+
 def wait_for(condition: Callable[[], bool], what: str) -> None:
     deadline = time.monotonic() + PATIENCE
     while not condition():
         require(time.monotonic() < deadline, f"not within {PATIENCE:.0f} s: {what}")
-        time.sleep(0.02)  # the interval of a bounded poll
+        time.sleep(0.05)  # the interval of a bounded poll
 
 
 def echo(data: dict[str, Any]) -> list[str]:
@@ -232,9 +237,9 @@ def memfd(content: bytes, kind: str) -> int:
     return fd
 
 
-def visible(inode: int) -> bool:
-    """Whether some process has this socket or pipe open, as far as this user may look."""
-    names = {f"socket:[{inode}]", f"pipe:[{inode}]"}
+def visible(*inodes: int) -> bool:
+    """Whether some process has one of these sockets or pipes open, as far as this user may look."""
+    names = {f"{kind}:[{inode}]" for kind in ("socket", "pipe") for inode in inodes}
     for process in Path("/proc").iterdir():
         if process.name.isdigit():
             try:
