@@ -24,6 +24,7 @@ It answers with the words of the data's "prompt"; replace words() by what your d
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import fcntl
 import json
 import os
@@ -42,9 +43,10 @@ LINGER_TIMEOUT = 2.0  # seconds for a client to hang up after the answer
 SEALS = fcntl.F_SEAL_WRITE | fcntl.F_SEAL_GROW | fcntl.F_SEAL_SHRINK
 
 # The application's headers go to the client, but for those that frame the response or describe another body.
-NOT_COPIED = set(
-    "connection content-length content-type date keep-alive proxy-connection te trailer transfer-encoding upgrade".split()
-)
+NOT_COPIED = {
+    *("connection", "content-length", "content-type", "date", "keep-alive", "proxy-connection"),
+    *("te", "trailer", "transfer-encoding", "upgrade"),
+}
 NAME = re.compile(r"[!#$%&'*+.^_`|~0-9A-Za-z-]+")
 
 
@@ -125,7 +127,12 @@ def data_of(envelope: dict[str, Any], extra: list[int]) -> bytes:
             raise Bad("a descriptor too many")
         return (envelope["data"] or "").encode("utf-8", "surrogatepass")
     payload = envelope["payload"]
-    if len(extra) != 1 or not isinstance(payload, dict) or payload.get("memfd") is not True or envelope["data"] is not None:
+    if (
+        len(extra) != 1
+        or not isinstance(payload, dict)
+        or payload.get("memfd") is not True
+        or envelope["data"] is not None
+    ):
         raise Bad("payload is wrong")
     try:
         sealed = fcntl.fcntl(extra[0], fcntl.F_GET_SEALS) & SEALS == SEALS
@@ -178,7 +185,9 @@ class Client:
 
     async def refuse(self, error: Bad) -> None:
         body = json.dumps({"error": {"type": "bad_request", "message": str(error)}}).encode()
-        answer = head("400 Bad Request", "application/json", f"Content-Length: {len(body)}\r\nCache-Control: no-store\r\n")
+        answer = head(
+            "400 Bad Request", "application/json", f"Content-Length: {len(body)}\r\nCache-Control: no-store\r\n"
+        )
         await self.send(answer + (body if self.wants_body else b""))
 
     async def close(self) -> None:
@@ -258,10 +267,8 @@ async def serve(apache: socket.socket, ack: bool) -> None:
     try:
         with apache:
             if ack:
-                try:
+                with contextlib.suppress(BrokenPipeError):  # it did not wait for it
                     apache.send(b"\x06")
-                except BrokenPipeError:  # it did not wait for it
-                    pass
             message, fds, flags = await receive(apache)
         if not fds:
             return
@@ -287,7 +294,9 @@ async def serve(apache: socket.socket, ack: bool) -> None:
 
 async def main() -> None:
     if os.environ.get("LISTEN_PID") != str(os.getpid()) or os.environ.get("LISTEN_FDS") != "1":
-        sys.exit("start me by a .socket unit with one ListenSequentialPacket=, or by systemd-socket-activate --seqpacket")
+        sys.exit(
+            "start me by a .socket unit with one ListenSequentialPacket=, or by systemd-socket-activate --seqpacket"
+        )
     listener = socket.socket(fileno=3)
     listener.setblocking(False)
     slots = asyncio.Semaphore(MOST_STREAMS)

@@ -254,7 +254,7 @@ def _refused_member(vector: Case) -> str:
 
 
 def vectors(way: Way, case: Case, form: str) -> None:
-    """Every vector of a section: the status that it stands for, descriptors closed. All at once, as each waits its time."""
+    """Every vector of a section: the status that it stands for, descriptors closed. All are handed over at once."""
     assert isinstance(way, Direct)
     kind = case["vectors"][0]
     listed = json.loads((VECTORS / f"{kind}.json").read_text())

@@ -42,8 +42,8 @@ _ENVELOPE_JSON = {"/usr/include/jansson.h": "libjansson-dev"}
 
 @dataclass(frozen=True)
 class Daemon:
-    """``build`` and ``command`` may name {build}, a directory of their own; ``ack`` is the flag for it. ``needs``: programs
-    or files, and the package of Debian that has each."""
+    """``build`` and ``command`` may name {build}, a directory of their own; ``ack`` is the flag for it. ``needs``:
+    programs or files, and the package of Debian that has each."""
 
     name: str
     command: tuple[str, ...]
@@ -214,10 +214,8 @@ class Running:
             with contextlib.suppress(ProcessLookupError):
                 os.killpg(process.pid, signal.SIGTERM)
         for process in self._processes:
-            try:
+            with contextlib.suppress(subprocess.TimeoutExpired):
                 process.wait(PATIENCE / 4)
-            except subprocess.TimeoutExpired:
-                pass
             with contextlib.suppress(ProcessLookupError):
                 os.killpg(process.pid, signal.SIGKILL)
             process.wait()

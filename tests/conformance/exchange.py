@@ -89,7 +89,9 @@ class Response:
 
     def __post_init__(self) -> None:
         head, end, self.body = self.raw.partition(b"\r\n\r\n")
-        require(end, f"no complete head in {len(self.raw)} bytes: {self.raw[:200]!r}{', then RST' if self.reset else ''}")
+        require(
+            end, f"no complete head in {len(self.raw)} bytes: {self.raw[:200]!r}{', then RST' if self.reset else ''}"
+        )
         first, *lines = head.decode("utf-8").split("\r\n")
         match = re.fullmatch(r"HTTP/1\.[01] ([1-5][0-9][0-9]) [ -~]*", first)
         if not match:
@@ -100,7 +102,9 @@ class Response:
             require(colon and re.fullmatch(r"[!#$%&'*+.^_`|~0-9A-Za-z-]+", name), f"not a header: {line!r}")
             self.headers.append((name.lower(), value.strip()))
         if self.header("transfer-encoding") is not None:
-            require(self.header("transfer-encoding") == "chunked", f"Transfer-Encoding: {self.header('transfer-encoding')}")
+            require(
+                self.header("transfer-encoding") == "chunked", f"Transfer-Encoding: {self.header('transfer-encoding')}"
+            )
 
     def header(self, name: str) -> str | None:
         """The value of a header that must not be there twice."""
@@ -171,7 +175,9 @@ class Client:
             try:
                 part = self.sock.recv(65536)
             except TimeoutError:
-                raise Failed(f"{self.sock.gettimeout():.0f} s without {text!r}; so far {bytes(self.received[:300])!r}") from None
+                raise Failed(
+                    f"{self.sock.gettimeout():.0f} s without {text!r}; so far {bytes(self.received[:300])!r}"
+                ) from None
             require(part, f"ended before {text!r}: {bytes(self.received[-300:])!r}")
             self.received += part
 
@@ -289,9 +295,11 @@ class Direct:
         raise AssertionError
 
     def send(self, message: bytes, fds: Iterable[int], *, ack: str = "") -> None:
-        """One message with descriptors. ``ack``: "read" the daemon's byte first, or wait for it and leave it "unread"."""
+        """One message with descriptors. ``ack``: "read" the daemon's byte first, or only wait for it: "unread"."""
         with self.connect() as sock:
-            if len(message) > 200_000:  # more than Apache would send; twice the system's default is allowed to everybody
+            if (
+                len(message) > 200_000
+            ):  # more than Apache would send; twice the system's default is allowed to everybody
                 sock.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, 1 << 20)
             if ack:
                 try:
@@ -310,7 +318,9 @@ class Direct:
     def hand(self, case: dict[str, Any], form: str) -> Client:
         data = data_of(case)
         payload = form == "envelope" and case.get("payload", False)
-        message = data if form == "plain" else envelope(data if "data" in case else None, payload, case.get("envelope", {}))
+        message = (
+            data if form == "plain" else envelope(data if "data" in case else None, payload, case.get("envelope", {}))
+        )
         if "tail" in case:
             message += case["tail"].encode() + b"x"
         ours, theirs = tcp_pair(case.get("receive_buffer", 0), case.get("send_buffer", 0))

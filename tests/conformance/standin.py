@@ -1,8 +1,8 @@
 """A stand-in for an OpenAI-compatible server, for daemons that have a backend.
 
 It answers POST …/chat/completions with the words of the last message, at the pace of the request's "demo", as a daemon
-with the vocabulary would do itself (README.md). "backend_does" makes it misbehave: "abort after N" breaks the connection
-after N words, "finish REASON" ends with that reason, "status N" answers with that status instead.
+with the vocabulary would do itself (README.md). "backend_does" makes it misbehave: "abort after N" breaks the
+connection after N words, "finish REASON" ends with that reason, "status N" answers with that status instead.
 """
 
 from __future__ import annotations
