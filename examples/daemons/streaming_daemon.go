@@ -358,6 +358,9 @@ func serve(apache *net.UnixConn, ack bool) error {
 		}
 	}()
 	if err != nil || len(fds) == 0 {
+		if errors.Is(err, io.EOF) {
+			return nil // it only looked whether we listen
+		}
 		return err
 	}
 	if kind, err := syscall.GetsockoptInt(fds[0], syscall.SOL_SOCKET, syscall.SO_TYPE); err != nil || kind != syscall.SOCK_STREAM {

@@ -142,15 +142,16 @@ function words(string $data): array
 {
     $text = trim($data, "\0 \t\r\n");
     $asked = $text === '' ? new stdClass() : parse($text, 'the data');
-    $prompt = $asked->prompt ?? null;
+    $prompt = $asked->prompt ?? '';
     $demo = $asked->demo ?? new stdClass();
-    if ($prompt !== null && !is_string($prompt)) {
+    if (!is_string($prompt)) {
         throw new Bad('prompt must be a string');
     }
     if (!$demo instanceof stdClass) {
         throw new Bad('demo must be an object');
     }
-    preg_match_all('/[ \t\r\n]*[^ \t\r\n]+|[ \t\r\n]+$/D', $prompt ?: 'Hello from a daemon of one file.', $found);
+    $prompt = $prompt === '' ? 'Hello from a daemon of one file.' : $prompt;
+    preg_match_all('/[ \t\r\n]*[^ \t\r\n]+|[ \t\r\n]+$/D', $prompt, $found);
     $tokens = $demo->tokens ?? count($found[0]);
     $pace = $demo->tokens_per_second ?? 20;
     if (!is_between($tokens, 1, 100_000)) {

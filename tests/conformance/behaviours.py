@@ -170,7 +170,7 @@ def crowd(way: Way, case: Case, form: str) -> None:
         except OSError as error:
             errors.append(Failed(f"{error!r}"))
 
-    threads = [threading.Thread(target=one) for _ in range(case["clients"])]
+    threads = [threading.Thread(target=one, daemon=True) for _ in range(case["clients"])]
     for thread in threads:
         thread.start()
     for thread in threads:
