@@ -21,6 +21,8 @@ from exchange import PATIENCE, Direct, Failed, wait_for
 ROOT = Path(__file__).resolve().parents[2]
 EXAMPLES = ROOT / "examples" / "daemons"
 
+VARIANTS = ("plain", "ack", "hasty")
+
 CAPABILITIES = {
     "plain": "takes the plain message",
     "envelope": "takes the envelope",
@@ -29,6 +31,7 @@ CAPABILITIES = {
     "default": "answers data without prompt",
     "pace": "knows demo.tokens and demo.tokens_per_second",
     "echo": "answers with the words of the prompt",
+    "hasty": "its system calls go through the C library, where the suite can put itself between",
     "members": "knows every member that docs/wire-protocol.md lists for the data",
     "backend": "asks an OpenAI-compatible server",
 }
@@ -37,7 +40,6 @@ _ANSWERS_ITSELF = {
     "members": "reads prompt and demo, and leaves the other members to who copies it",
     "backend": "makes its answer up itself",
 }
-_ENVELOPE_JSON = {"/usr/include/jansson.h": "libjansson-dev"}
 
 
 @dataclass(frozen=True)
@@ -56,14 +58,14 @@ class Daemon:
     def missing(self) -> list[str]:
         return [
             f"{self.name} needs {tool}, of Debian's package {package}"
-            for tool, package in self.needs.items()
+            for tool, package in {"gcc": "gcc", **self.needs}.items()
             if not (Path(tool).exists() if tool.startswith("/") else shutil.which(tool))
         ]
 
 
 # Debian's Python, as on a host: the environment of the tests has other packages.
 _PYTHON = "/usr/bin/python3"
-_PRODUCTION = (_PYTHON, "-P", "-m", "streaming_daemon", "--config", "{build}/{ack}.toml")
+_PRODUCTION = (_PYTHON, "-P", "-m", "streaming_daemon", "--config", "{build}/{variant}.toml")
 
 DAEMONS = [
     Daemon(
@@ -99,6 +101,7 @@ extra = ["demo", "backend_does"]
         ack="-ack",
         build=("go", "build", "-o", "{build}/streaming_daemon", f"{EXAMPLES}/streaming_daemon.go"),
         needs={"go": "golang-go"},
+        cannot={**_ANSWERS_ITSELF, "hasty": "makes its system calls itself, without the C library"},
     ),
     Daemon(
         "php",
@@ -113,7 +116,7 @@ extra = ["demo", "backend_does"]
             *("gcc", "-std=gnu11", "-O2", "-Wall", "-Wextra", "-Werror", "-o", "{build}/handoff_exec"),
             *(f"{EXAMPLES}/handoff_exec.c", "-ljansson"),
         ),
-        needs={"gcc": "gcc", **_ENVELOPE_JSON, _PYTHON: "python3"},
+        needs={"/usr/include/jansson.h": "libjansson-dev", _PYTHON: "python3"},
     ),
 ]
 
@@ -127,22 +130,26 @@ def check_table() -> None:
 
 
 class Running:
-    """One daemon twice, without and with acknowledgement, and its sockets below ``directory``."""
+    """One daemon, once per variant, and its sockets below ``directory``.
+
+    ``plain`` is the daemon as it is, ``ack`` says its byte, ``hasty`` gets 0 from its first recvmsg of a connection.
+    """
 
     def __init__(self, daemon: Daemon, directory: Path, url: str) -> None:
         self.daemon = daemon
         self.directory = directory
         directory.mkdir()
         self._processes: list[subprocess.Popen[bytes]] = []
-        for ack in ("off", "on"):
+        self.variants = [name for name in VARIANTS if name == "plain" or name not in daemon.cannot]
+        for name in self.variants:
             config = daemon.config.replace("{url}", url)
-            config += f"[server]\nworkers = 1\n[listen]\nack = {'true' if ack == 'on' else 'false'}\n"
-            # The two do not share a runtime directory: they are not generations of one.
+            config += f"[server]\nworkers = 1\n[listen]\nack = {'true' if name == 'ack' else 'false'}\n"
+            # The variants do not share a runtime directory: they are not generations of one.
             config += '[metrics]\nlisten = "off"\n'
-            (directory / f"{ack}.toml").write_text(config)
+            (directory / f"{name}.toml").write_text(config)
 
-    def _filled(self, word: str, ack: str = "off") -> str:
-        return word.replace("{build}", str(self.directory)).replace("{ack}", ack)
+    def _filled(self, word: str, variant: str = "plain") -> str:
+        return word.replace("{build}", str(self.directory)).replace("{variant}", variant)
 
     def build(self, cache: Path) -> None:
         """Raises CalledProcessError, with what the compiler said."""
@@ -156,19 +163,29 @@ class Running:
                 stderr=subprocess.STDOUT,
                 cwd=self.directory,
             )
+        if "hasty" in self.variants:
+            source = Path(__file__).with_name("hasty_recvmsg.c")
+            subprocess.run(
+                ["gcc", "-shared", "-fPIC", "-Wall", "-Werror", "-o", self._hasty(), str(source)],
+                check=True,
+                stdout=subprocess.PIPE,
+                stderr=subprocess.STDOUT,
+            )
 
-    def path(self, ack: bool) -> str:
-        return str(self.directory / ("ack.sock" if ack else "plain.sock"))
+    def _hasty(self) -> str:
+        return str(self.directory / "hasty_recvmsg.so")
+
+    def path(self, variant: str) -> str:
+        return str(self.directory / f"{variant}.sock")
 
     def start(self) -> None:
-        for ack in (False, True):
-            name = "on" if ack else "off"
+        for name in self.variants:
             listener = socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET)
-            listener.bind(self.path(ack))
-            Path(self.path(ack)).chmod(0o666)  # Apache's children are another user
+            listener.bind(self.path(name))
+            Path(self.path(name)).chmod(0o666)  # Apache's children are another user
             listener.listen(4096)
             command = [self._filled(word, name) for word in self.daemon.command]
-            if ack and "streaming_daemon" not in command:
+            if name == "ack" and "streaming_daemon" not in command:
                 command.insert(self._flag_position(command), self.daemon.ack)
             runtime = self.directory / f"runtime-{name}"
             runtime.mkdir(mode=0o700)
@@ -185,6 +202,7 @@ class Running:
                             "PYTHONPATH": str(ROOT / "daemon-src"),
                             "PYTHONDONTWRITEBYTECODE": "1",
                             "RUNTIME_DIRECTORY": str(runtime),
+                            **({"LD_PRELOAD": self._hasty()} if name == "hasty" else {}),
                         },
                         start_new_session=True,
                     )
@@ -194,14 +212,14 @@ class Running:
         """Behind the program's own name: what follows it in ``exec`` is another program."""
         return 1 if self.daemon.name == "exec" else len(command)
 
-    def way(self, ack: bool = False) -> Direct:
-        return Direct(self.path(ack))
+    def way(self, variant: str) -> Direct:
+        return Direct(self.path(variant))
 
     def ended(self) -> str:
-        """Which of the two has ended, or nothing."""
+        """Which of them has ended, or nothing."""
         return ", ".join(
-            f"the daemon {'with' if index else 'without'} ack has ended with status {process.poll()}"
-            for index, process in enumerate(self._processes)
+            f"the daemon ({name}) has ended with status {process.poll()}"
+            for name, process in zip(self.variants, self._processes, strict=False)
             if process.poll() is not None
         )
 
