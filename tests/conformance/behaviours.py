@@ -27,10 +27,12 @@ from exchange import (
     data_of,
     echo,
     envelope,
+    established,
     memfd,
     require,
     tcp_pair,
     visible,
+    wait_for,
     wait_until_closed,
 )
 
@@ -130,6 +132,13 @@ def linger(way: Way, case: Case, form: str) -> None:
     wait_until_closed("the connection of a client that does not hang up is", inode)
     client.leave()
     still_serves(way, form)
+
+
+def late(way: Way, case: Case, form: str) -> None:
+    """The client reads only when the daemon has ended the connection, and has sent what nobody will read."""
+    client = way.hand(case, form)
+    wait_for(lambda: not established(client.sock), "the daemon ends the connection (FIN)")
+    check(client.finish(), case, form)
 
 
 def leave(way: Way, case: Case, form: str) -> None:
@@ -269,6 +278,9 @@ def vectors(way: Way, case: Case, form: str) -> None:
             if not _BEGINS_ENVELOPE.match(message) or vector["descriptors"] == 0:
                 continue
             data = bytes_of(vector["payload"]) if "payload" in vector else b""
+            if section == "refused":
+                # As long, and data that is taken: what is refused must be so for the payload and not for what is in it.
+                data = (b"{}" if len(data) > 1 else b"").ljust(len(data))
             if section != "refused" and "payload" not in vector:
                 data = (json.loads(message)["data"] or "").encode()
             status = 400 if section == "refused" or not _is_good_data(data) else 200
@@ -308,6 +320,7 @@ def vectors(way: Way, case: Case, form: str) -> None:
 
 DO: dict[str, Callable[[Way, Case, str], None]] = {
     "ask": ask,
+    "late": late,
     "linger": linger,
     "leave": leave,
     "slow": slow,

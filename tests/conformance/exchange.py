@@ -346,6 +346,25 @@ def data_of(case: dict[str, Any]) -> bytes:
     return json.dumps(case["data"], ensure_ascii=False).encode()
 
 
+def _server_side(client: socket.socket) -> list[str]:
+    """The fields of the other end of a client's connection in the kernel's table, or none."""
+    local, remote = f":{client.getpeername()[1]:04X}", f":{client.getsockname()[1]:04X}"
+    for line in Path("/proc/net/tcp").read_text().splitlines()[1:]:
+        fields = line.split()
+        if fields[1].endswith(local) and fields[2].endswith(remote):
+            return fields
+    return []
+
+
+def established(client: socket.socket) -> bool:
+    """Whether the server's end has neither sent FIN nor RST yet."""
+    try:
+        fields = _server_side(client)
+    except OSError:  # no longer connected: RST
+        return False
+    return bool(fields) and fields[3] == "01"
+
+
 class ThroughApache:
     """A private httpd, whose module hands the client over; ``targets`` has the name per form."""
 
@@ -380,9 +399,5 @@ class ThroughApache:
 
     def inode(self, client: Client) -> int | None:
         """Of the server's end, as the kernel's table has it."""
-        local, remote = f":{self.port:04X}", f":{client.sock.getsockname()[1]:04X}"
-        for line in Path("/proc/net/tcp").read_text().splitlines()[1:]:
-            fields = line.split()
-            if fields[1].endswith(local) and fields[2].endswith(remote):
-                return int(fields[9]) or None
-        return None
+        fields = _server_side(client.sock)
+        return int(fields[9]) or None if fields else None
