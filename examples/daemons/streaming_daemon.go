@@ -42,7 +42,6 @@ import (
 )
 
 const (
-	mostStreams    = 1000 // more wait in the socket's queue; LimitNOFILE= has to be above it
 	mostMessage    = 1 << 18
 	mostPayload    = 8 << 20
 	messageTimeout = 5 * time.Second  // for Apache to send what it connected for
@@ -389,6 +388,7 @@ func serve(apache *net.UnixConn, ack bool) error {
 
 func main() {
 	ack := flag.Bool("ack", false, "say one byte to every peer, for a target with ack=on")
+	streams := flag.Int("streams", 1000, "how many at a time; more wait in the socket's queue, and LimitNOFILE= has to be above it")
 	flag.Parse()
 	if os.Getenv("LISTEN_PID") != strconv.Itoa(os.Getpid()) || os.Getenv("LISTEN_FDS") != "1" {
 		log.Fatal("start me by a .socket unit with one ListenSequentialPacket=, or by systemd-socket-activate --seqpacket")
@@ -399,7 +399,7 @@ func main() {
 		log.Fatal(err)
 	}
 	listener := any.(*net.UnixListener)
-	slots := make(chan struct{}, mostStreams)
+	slots := make(chan struct{}, *streams)
 	for {
 		slots <- struct{}{}
 		apache, err := listener.AcceptUnix()
