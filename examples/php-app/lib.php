@@ -59,6 +59,12 @@ function allow_methods(string ...$methods): string
     return $method;
 }
 
+/** A client can only set variables whose names begin with HTTP_, so both sources are the operator's. */
+function config_path(): string
+{
+    return ($_SERVER['HANDOFF_APP_CONFIG'] ?? getenv('HANDOFF_APP_CONFIG')) ?: CONFIG_PATH;
+}
+
 /** @return array{target: string, user: string, password_hash: string} */
 function config(): array
 {
@@ -66,8 +72,7 @@ function config(): array
     if ($config !== null) {
         return $config;
     }
-    // A client can only set variables whose names begin with HTTP_, so both sources are the operator's.
-    $path = ($_SERVER['HANDOFF_APP_CONFIG'] ?? getenv('HANDOFF_APP_CONFIG')) ?: CONFIG_PATH;
+    $path = config_path();
     if (!is_file($path) || !is_readable($path)) {
         throw new Failure(500, 'not_configured', "The configuration file $path is missing, or Apache may not read it.");
     }
