@@ -44,15 +44,15 @@ options:
     required: true
   wait:
     description:
-      - Seconds to wait. For V(drain) and V(maint) until the server has no session left, for V(ready) until its checks have
-        succeeded, which is required then. 0 does not wait.
+      - Seconds to wait. For V(drain) and V(maint) until the server has no session left, for V(ready) until its checks
+        have succeeded, which is required then. 0 does not wait.
       - Sessions of a HAProxy process from before a reload are not seen.
     type: float
     default: 0
   at_deadline:
     description:
-      - What happens when sessions are left after O(wait). V(continue) leaves them alone and reports RV(sessions), V(fail) also fails,
-        and V(shutdown) closes their connections.
+      - What happens when sessions are left after O(wait). V(continue) leaves them alone and reports RV(sessions),
+        V(fail) also fails, and V(shutdown) closes their connections.
     type: str
     choices: [continue, fail, shutdown]
     default: continue
@@ -120,8 +120,8 @@ import time
 
 from ansible.module_utils.basic import AnsibleModule
 
-# Bits of srv_admin_state (management guide, "show servers state"): forced by an operator, or maintenance by configuration.
-# Inherited ones (0x02, 0x10) belong to a tracked server.
+# Bits of srv_admin_state (management guide, "show servers state"): forced by an operator, or maintenance by
+# configuration. Inherited ones (0x02, 0x10) belong to a tracked server.
 FORCED_MAINT, CONFIGURED_MAINT, FORCED_DRAIN = 0x01, 0x04, 0x08
 ANSWER_TIMEOUT = 10.0
 # Between two looks while waiting: one command for a whole fleet's drain costs HAProxy nothing.
@@ -150,8 +150,8 @@ class Runtime:
                     pieces.append(piece)
         except OSError as error:
             raise Failed(
-                f"socket {self.path} does not answer {command!r} ({error}); allowed is the path of a 'stats socket' of a HAProxy "
-                "that runs. Look at: systemctl status haproxy"
+                f"socket {self.path} does not answer {command!r} ({error}); allowed is the path of a 'stats socket' of a "
+                "HAProxy that runs. Look at: systemctl status haproxy"
             ) from error
         answer = b"".join(pieces).decode(errors="replace").strip()
         if answer.startswith("Permission denied"):
@@ -172,11 +172,11 @@ class Runtime:
         heads = [line.lstrip("# ").split() for line in lines if line.startswith("#")]
         if not heads:
             raise Failed(
-                f"backend {backend} is not known to HAProxy, which says: {' '.join(lines)}; allowed is a backend of haproxy.cfg"
+                f"backend {backend} is not known to HAProxy, which says: {' '.join(lines)}; allowed is one of haproxy.cfg"
             )
-        rows = [
-            dict(zip(heads[0], line.split())) for line in lines if line and line[0] not in "#" and len(line.split()) > 1
-        ]
+        # The first line is the version of the format, alone.
+        found = [line.split() for line in lines if not line.startswith("#")]
+        rows = [dict(zip(heads[0], fields, strict=False)) for fields in found if len(fields) > 1]
         for row in rows:
             if row["srv_name"] == server:
                 bits = int(row["srv_admin_state"])
@@ -197,8 +197,8 @@ class Runtime:
 
 
 def is_up(status):
-    """Whether the checks have succeeded. 'UP 1/2' is what a server begins with behind a maintenance, without a check, or has
-    behind a failed one; 'no check' will never say more."""
+    """Whether the checks have succeeded. A server that leaves its maintenance is 'UP 1/2' before it was asked, as one is
+    behind a failed check; 'no check' will never say more."""
     return status in ("UP", "no check")
 
 
@@ -220,9 +220,7 @@ def run(module):
     for name in ("backend", "server"):
         # One command per line, its words separated by spaces, commands by semicolons.
         if not params[name] or any(character in " \t\r\n;/\\#" for character in params[name]):
-            raise Failed(
-                f"{name} is {params[name]!r}; allowed is a name from haproxy.cfg, without spaces, '/' and ';'. Example: web1"
-            )
+            raise Failed(f"{name} is {params[name]!r}; allowed is a name from haproxy.cfg. Example: web1")
     if not 0 <= params["wait"] <= 86400:
         raise Failed(f"wait is {params['wait']}; allowed is a number from 0 to 86400. Example: 300")
     runtime = Runtime(params["socket"])
@@ -240,7 +238,7 @@ def run(module):
     result.update(status=status, sessions=sessions, waited=waited, timed_out=timed_out)
     if timed_out and params["state"] == "ready":
         module.fail_json(
-            msg=f"{params['server']} is {status} after {waited} s: its health checks do not succeed. See the host's error logs.",
+            msg=f"{params['server']} is {status} after {waited} s: its checks do not succeed. See its error logs.",
             **result,
         )
     if timed_out and params["at_deadline"] == "fail":

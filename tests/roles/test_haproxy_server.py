@@ -1,4 +1,4 @@
-"""The module that drains and enables servers, against a stand-in for HAProxy's runtime socket that answers as 2.6 does."""
+"""The module that drains and enables servers, against a stand-in for HAProxy's socket that answers as 2.6 does."""
 
 from __future__ import annotations
 
