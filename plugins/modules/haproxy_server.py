@@ -150,8 +150,8 @@ class Runtime:
                     pieces.append(piece)
         except OSError as error:
             raise Failed(
-                f"socket {self.path} does not answer {command!r} ({error}); allowed is the path of a 'stats socket' of a "
-                "HAProxy that runs. Look at: systemctl status haproxy"
+                f"socket {self.path} does not answer {command!r} ({error}); allowed is the path of a 'stats socket' of "
+                "a HAProxy that runs. Look at: systemctl status haproxy"
             ) from error
         answer = b"".join(pieces).decode(errors="replace").strip()
         if answer.startswith("Permission denied"):
@@ -172,7 +172,7 @@ class Runtime:
         heads = [line.lstrip("# ").split() for line in lines if line.startswith("#")]
         if not heads:
             raise Failed(
-                f"backend {backend} is not known to HAProxy, which says: {' '.join(lines)}; allowed is one of haproxy.cfg"
+                f"backend {backend} is unknown to HAProxy, which says {' '.join(lines)!r}; allowed is one of haproxy.cfg"
             )
         # The first line is the version of the format, alone.
         found = [line.split() for line in lines if not line.startswith("#")]
@@ -197,8 +197,8 @@ class Runtime:
 
 
 def is_up(status):
-    """Whether the checks have succeeded. A server that leaves its maintenance is 'UP 1/2' before it was asked, as one is
-    behind a failed check; 'no check' will never say more."""
+    """Whether the checks have succeeded. Behind a maintenance a server is 'UP 1/2' before it was asked, as it is behind a
+    failed check; 'no check' will never say more."""
     return status in ("UP", "no check")
 
 
