@@ -171,9 +171,7 @@ class Runtime:
         lines = self.ask(f"show servers state {backend}").splitlines()
         heads = [line.lstrip("# ").split() for line in lines if line.startswith("#")]
         if not heads:
-            raise Failed(
-                f"backend {backend} is unknown to HAProxy, which says {' '.join(lines)!r}; allowed is one of haproxy.cfg"
-            )
+            raise Failed(f"backend {backend} is unknown to HAProxy ({' '.join(lines)}); allowed is one of haproxy.cfg")
         # The first line is the version of the format, alone.
         found = [line.split() for line in lines if not line.startswith("#")]
         rows = [dict(zip(heads[0], fields, strict=False)) for fields in found if len(fields) > 1]
@@ -197,8 +195,8 @@ class Runtime:
 
 
 def is_up(status):
-    """Whether the checks have succeeded. Behind a maintenance a server is 'UP 1/2' before it was asked, as it is behind a
-    failed check; 'no check' will never say more."""
+    """Whether the checks have succeeded. Behind a maintenance a server is 'UP 1/2' before it was asked, as it is
+    behind a failed check; 'no check' will never say more."""
     return status in ("UP", "no check")
 
 

@@ -36,6 +36,11 @@ LEAKS: dict[str, list[dict[str, Any]]] = {
         {"streaming_daemon_backends": [{"name": "demo", "type": "openai", "api_key": SECRET}]},
         {"streaming_daemon_backends": [{"name": "demo", "type": "openai", "model": f"{SECRET} x"}]},
     ],
+    "handoff_lb": [
+        {"handoff_lb_certificate": SECRET},
+        {"handoff_lb_certificate": [SECRET]},
+        {"handoff_lb_certificates": f"-----BEGIN PRIVATE KEY-----\n{SECRET}"},
+    ],
     "handoff_app": [
         {"handoff_app_password": f"{SECRET}\n12345678"},
         {"handoff_app_passwort": SECRET},

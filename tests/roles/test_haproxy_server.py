@@ -159,7 +159,7 @@ def test_who_comes_back_is_awaited_until_it_is_healthy_and_must_be(haproxy, call
     ("given", "said"),
     [
         ({"server": "web3"}, "server web3 is not in backend web; allowed is one of: web1, web2"),
-        ({"backend": "api"}, 'backend api is unknown to HAProxy, which says "Can\'t find backend."; allowed is'),
+        ({"backend": "api"}, "backend api is unknown to HAProxy (Can't find backend.); allowed is"),
         ({"server": "web1;shutdown"}, "server is 'web1;shutdown'; allowed is a name"),
         ({"wait": -1}, "wait is -1.0; allowed is a number from 0 to 86400"),
         ({"socket": "/nonexistent/admin.sock"}, "socket /nonexistent/admin.sock does not answer"),

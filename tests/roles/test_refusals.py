@@ -124,6 +124,7 @@ RANGE = re.compile(r"(?<![\w.])(-?[0-9.]+) to ([0-9.]+)(?![\w])")
 CONTEXT: dict[str, dict[str, Any]] = {
     "apache_handoff_targets[].": {"name": "llm", "socket": "/run/llm.sock"},
     "streaming_daemon_backends[].": {"name": "demo", "type": "openai"},
+    "handoff_lb_servers[].": {"name": "web1", "address": "192.0.2.11"},
     "streaming_daemon_backends[].tokens_per_second": {"name": "demo", "type": "demo"},
 }
 
