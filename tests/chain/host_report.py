@@ -8,6 +8,7 @@ import pytest
 
 LOGS = (
     ("journal", "journalctl --no-pager -n 40 -u streaming-daemon.socket -u streaming-daemon.service"),
+    ("HAProxy's log, where there is one", "journalctl --no-pager -n 40 -u haproxy.service -t haproxy"),
     ("Apache's error log", "tail -n 20 /var/log/apache2/error.log /var/log/apache2/handoff-app-error.log"),
 )
 

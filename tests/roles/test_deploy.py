@@ -86,6 +86,27 @@ WRITTEN: dict[str, tuple[dict[str, Any], list[str]]] = {
             "!socket-handoff-status",
         ],
     ),
+    "behind a load balancer": (
+        {"handoff_app_proxy_protocol": True, "handoff_app_load_balancers": ["192.0.2.10", "2001:db8::/64"]},
+        [
+            "RemoteIPProxyProtocol On\n",
+            "RemoteIPProxyProtocolExceptions 127.0.0.0/8 ::1\n",
+            'SetEnvIf X-Forwarded-Proto "^https$" HTTPS=on',
+            '<Files "health.php"> SocketHandoffAllow llm Require local Require ip 192.0.2.10 '
+            "Require ip 2001:db8::/64 </Files>",
+        ],
+    ),
+    "no load balancer": (
+        {},
+        ["!RemoteIP", "!HTTPS=on", '<Files "health.php"> SocketHandoffAllow llm Require local </Files>'],
+    ),
+    "a health check that would be a question": (
+        {
+            "handoff_app_load_balancers": ["192.0.2.10"],
+            "apache_handoff_targets": [{**LLM, "envelope": False}],
+        },
+        ["!Require ip", "!Require local </Files>", "Require all denied"],
+    ),
     "a path of a declared target": (
         {"handoff_app_socket": "/var/run/streaming-daemon.sock"},
         ["SocketHandoffTarget llm ", ALLOWS.format("llm")],

@@ -294,6 +294,15 @@ def targets(*declared: dict[str, Any]) -> dict[str, Any]:
     return {"apache_handoff_targets": list(declared)}
 
 
+CERTIFICATE = "-----BEGIN CERTIFICATE-----\nczNjcjN0\n-----END CERTIFICATE-----\n"
+KEY = "-----BEGIN PRIVATE KEY-----\nczNjcjN0\n-----END PRIVATE KEY-----\n"
+
+
+def balanced(**more: Any) -> dict[str, Any]:
+    servers = [{"name": "web1", "address": "192.0.2.11"}]
+    return {"handoff_lb_certificate_self_signed": True, "handoff_lb_servers": servers, **more}
+
+
 # role -> [(variables, what the message must hold)]; None stands for an input that has to pass.
 CASES: dict[str, list[tuple[dict[str, Any], list[str] | None]]] = {
     "apache_handoff": [
@@ -503,6 +512,57 @@ CASES: dict[str, list[tuple[dict[str, Any], list[str] | None]]] = {
             ["streaming_daemon_worker is not known; did you mean streaming_daemon_workers?"],
         ),
         ({"case_release": "14"}, ["is Debian 14", "Nothing was changed"]),
+    ],
+    "handoff_lb": [
+        (balanced(), None),
+        (
+            balanced(
+                handoff_lb_servers=[
+                    {"name": "web1.example.com", "address": "web1.internal", "port": 8080},
+                    {"name": "web2", "address": "2001:db8::2"},
+                ],
+                handoff_lb_addresses=["*", "::", "192.0.2.1"],
+                handoff_lb_sticky=False,
+            ),
+            None,
+        ),
+        (
+            balanced(handoff_lb_certificate_self_signed=False, handoff_lb_certificate=f"{CERTIFICATE}{KEY}"),
+            None,
+        ),
+        (balanced(handoff_lb_certificate_self_signed=False, handoff_lb_certificate_path="/etc/haproxy/certs/"), None),
+        (
+            balanced(handoff_lb_certificate_self_signed=False, handoff_lb_certificate=CERTIFICATE),
+            ["handoff_lb_certificate is set, but not usable (it is not shown)", "!czNjcjN0"],
+        ),
+        (
+            balanced(
+                handoff_lb_certificate_self_signed=False,
+                handoff_lb_certificate=CERTIFICATE + KEY.replace("PRIVATE", "ENCRYPTED PRIVATE"),
+            ),
+            ["which is not encrypted", "!czNjcjN0"],
+        ),
+        (
+            balanced(handoff_lb_certificate_path="/etc/x.pem"),
+            ["handoff_lb_certificate_path and handoff_lb_certificate_self_signed are set"],
+        ),
+        *[
+            (
+                balanced(handoff_lb_servers=[{"name": "web1", "address": "x", **wrong}]),
+                ["handoff_lb_servers has", *said],
+            )
+            for wrong, said in (
+                ({"name": "a b"}, ['"a b"']),
+                ({"name": ""}, ['name ""']),
+                ({"name": "web1\n"}, ["Example: "]),
+                ({"address": "a b"}, ['"a b"']),
+                ({"address": "x\nserver y 192.0.2.1"}, ["address "]),
+                ({"port": 65536}, ["port 65536"]),
+            )
+        ],
+        (balanced(handoff_lb_health_path="/a b"), ['handoff_lb_health_path is "/a b"']),
+        (balanced(handoff_lb_server="web1"), ["handoff_lb_server is not known; did you mean handoff_lb_servers?"]),
+        (balanced(case_release="11"), ["is Debian 11", "load_balancers:!"]),
     ],
     "handoff_app": [
         ({"handoff_app_password": PASSWORD}, None),
