@@ -15,8 +15,10 @@ ENVIRONMENT["MOLECULE_PROJECT_DIRECTORY"] = str(PROJECT)
 
 
 def command(name: str, *arguments: str, play: str = "site.yml") -> list[str]:
-    """The command that applies a playbook to one host of the running scenario, whose name the host's begins with."""
-    inventory = PROJECT / "molecule" / name.rstrip("0123456789") / "inventory"
+    """The command that applies a playbook to one host of the running scenario: of the inventory that names it."""
+    hosts = [path for path in PROJECT.glob("molecule/*/inventory/hosts.yml") if f" {name}:\n" in path.read_text()]
+    assert len(hosts) == 1, f"{name} is in {hosts}"
+    inventory = hosts[0].parent
     return [
         str(PROJECT / "script" / "enter"),
         *("ansible-playbook", "-i", str(inventory), play, "--limit", name, *arguments),
