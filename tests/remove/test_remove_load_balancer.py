@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import json
+import subprocess
 from collections.abc import Callable
+from pathlib import Path
 
 import pytest
 import testinfra
@@ -13,7 +16,9 @@ from testinfra.host import Host
 Picture = Callable[[], dict[str, object]]
 REMOVE = "playbooks/remove.yml"
 NAME = "removelb"
-KEPT = "/var/lib/socket-handoff/foreign/etc/haproxy/haproxy.cfg"
+NOTES = "/var/lib/socket-handoff"
+REDIRECT = "curl -s -o /dev/null -w '%{http_code}' http://127.0.0.1/"
+KEPT = f"{NOTES}/foreign/etc/haproxy/haproxy.cfg"
 
 
 @pytest.fixture(scope="module")
@@ -38,8 +43,48 @@ def test_a_configuration_by_hand_is_kept_for_root_alone_and_not_shown(host: Host
     assert "s3cr3t" not in done.stdout
     assert host.file(KEPT).contains("s3cr3t")
     assert host.run(f"runuser -u nobody -- cat {KEPT}").rc != 0
-    assert host.check_output("curl -s -o /dev/null -w '%{http_code}' http://127.0.0.1/") == "308"
+    assert host.check_output(REDIRECT) == "308"
     assert succeeded(playbook(NAME, "--check", "--skip-tags", "verify")) == []
+
+
+def test_what_haproxy_or_a_port_refuses_leaves_the_old_configuration_serving(host: Host) -> None:
+    before = host.check_output("cat /etc/haproxy/haproxy.cfg /etc/systemd/system/haproxy.service.d/*")
+    bad = {
+        # Not a certificate: HAProxy's test refuses it before it is in place.
+        "handoff_lb_certificate_path": {
+            "handoff_lb_certificate_self_signed": False,
+            "handoff_lb_certificate_path": "/etc/hosts",
+        },
+        # sshd has it, which shows only when the new process begins.
+        "handoff_lb_http_port": {"handoff_lb_http_port": 22},
+    }
+    for variables in bad.values():
+        done = playbook(NAME, "-e", json.dumps(variables))
+        assert done.returncode != 0
+        assert "files are those from before this run, and HAProxy serves with them" in " ".join(done.stdout.split())
+        assert host.check_output("cat /etc/haproxy/haproxy.cfg /etc/systemd/system/haproxy.service.d/*") == before
+        assert host.check_output(REDIRECT) == "308"
+        assert not host.file(f"{NOTES}/handoff-lb.unfinished").exists
+
+
+def test_a_certificate_of_the_operator_is_used_and_its_key_shown_nowhere(host: Host, tmp_path: Path) -> None:
+    key, certificate, pem = (tmp_path / name for name in ("key", "crt", "pem"))
+    make = (
+        "openssl req -x509 -newkey ec -pkeyopt ec_paramgen_curve:prime256v1 -noenc -days 9 -subj /CN=operators.example"
+    )
+    subprocess.run([*make.split(), "-keyout", key, "-out", certificate], capture_output=True, check=True)
+    pem.write_text(certificate.read_text() + key.read_text())
+    secret = key.read_text().splitlines()[1]
+    given = {"handoff_lb_certificate_self_signed": False, "handoff_lb_certificate_file": str(pem)}
+    done = playbook(NAME, "--diff", "-vvv", "--skip-tags", "verify", "-e", json.dumps(given))
+    assert done.returncode == 0, done.stdout[-5000:]
+    assert secret not in done.stdout + done.stderr
+    assert "operators.example" in host.check_output("openssl s_client -connect 127.0.0.1:443 </dev/null 2>&1")
+    # Not the key itself: sudo's log has the command.
+    pattern = f"[{secret[0]}]{secret[1:]}"
+    found = host.check_output(f"grep -rl -e '{pattern}' /etc /var/lib /var/log /run 2>/dev/null || true").split()
+    assert len(found) == 1 and found[0].startswith("/etc/haproxy/socket-handoff/"), found
+    assert (host.file(found[0]).mode, host.file(found[0]).user) == (0o600, "root")
 
 
 def test_the_removal_does_what_check_mode_said_and_haproxy_never_stops(
