@@ -49,16 +49,10 @@ def test_a_configuration_by_hand_is_kept_for_root_alone_and_not_shown(host: Host
 
 def test_what_haproxy_or_a_port_refuses_leaves_the_old_configuration_serving(host: Host) -> None:
     before = host.check_output("cat /etc/haproxy/haproxy.cfg /etc/systemd/system/haproxy.service.d/*")
-    bad = {
-        # Not a certificate: HAProxy's test refuses it before it is in place.
-        "handoff_lb_certificate_path": {
-            "handoff_lb_certificate_self_signed": False,
-            "handoff_lb_certificate_path": "/etc/hosts",
-        },
-        # sshd has it, which shows only when the new process begins.
-        "handoff_lb_http_port": {"handoff_lb_http_port": 22},
-    }
-    for variables in bad.values():
+    # The first is no certificate, which HAProxy's own test finds before the file is in place. The second is sshd's port,
+    # which shows only when the new process begins.
+    self_signed = "handoff_lb_certificate_self_signed"
+    for variables in ({self_signed: False, "handoff_lb_certificate_path": "/etc/hosts"}, {"handoff_lb_http_port": 22}):
         done = playbook(NAME, "-e", json.dumps(variables))
         assert done.returncode != 0
         assert "files are those from before this run, and HAProxy serves with them" in " ".join(done.stdout.split())
@@ -69,9 +63,7 @@ def test_what_haproxy_or_a_port_refuses_leaves_the_old_configuration_serving(hos
 
 def test_a_certificate_of_the_operator_is_used_and_its_key_shown_nowhere(host: Host, tmp_path: Path) -> None:
     key, certificate, pem = (tmp_path / name for name in ("key", "crt", "pem"))
-    make = (
-        "openssl req -x509 -newkey ec -pkeyopt ec_paramgen_curve:prime256v1 -noenc -days 9 -subj /CN=operators.example"
-    )
+    make = "openssl req -x509 -newkey ec -pkeyopt ec_paramgen_curve:prime256v1 -noenc -subj /CN=operators.example"
     subprocess.run([*make.split(), "-keyout", key, "-out", certificate], capture_output=True, check=True)
     pem.write_text(certificate.read_text() + key.read_text())
     secret = key.read_text().splitlines()[1]
