@@ -238,7 +238,7 @@ def test_a_drained_host_gets_nothing_new_and_finishes_what_it_has(
     assert status(host)["default12"] == "UP"
     running = at["default12"].stream(150, 10)
     running.read_first()
-    assert len(changes(enter(tmp_path, "drain"))) == 1
+    assert changes(enter(tmp_path, "drain"))
     assert status(host) == {"default12": "MAINT", "default13": "UP"}
 
     def lines() -> int:

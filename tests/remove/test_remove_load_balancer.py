@@ -49,7 +49,7 @@ def test_a_configuration_by_hand_is_kept_for_root_alone_and_not_shown(host: Host
 
 def test_what_haproxy_or_a_port_refuses_leaves_the_old_configuration_serving(host: Host) -> None:
     before = host.check_output("cat /etc/haproxy/haproxy.cfg /etc/systemd/system/haproxy.service.d/*")
-    # The first is no certificate, which HAProxy's own test finds before the file is in place. The second is sshd's port,
+    # The first is no certificate, which HAProxy's own test finds before the file is in place. The second is sshd's,
     # which shows only when the new process begins.
     self_signed = "handoff_lb_certificate_self_signed"
     for variables in ({self_signed: False, "handoff_lb_certificate_path": "/etc/hosts"}, {"handoff_lb_http_port": 22}):
