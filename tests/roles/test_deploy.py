@@ -183,3 +183,41 @@ def test_apache_is_told_what_the_variables_say(answers, name):
             assert part in " ".join(answers[name].split())
         else:
             assert part in answers[name]
+
+
+PREPARED = {"handoff_app_proxy_protocol": True, "handoff_app_load_balancers": ["192.0.2.10"]}
+# name -> (variables of web1 and web2, what the message must hold; nothing where they suit)
+BALANCED: dict[str, tuple[dict[str, Any], dict[str, Any], list[str]]] = {
+    "both": (PREPARED, PREPARED, []),
+    "one does not speak": (
+        PREPARED,
+        {**PREPARED, "handoff_app_proxy_protocol": False},
+        ["and web2 has handoff_app_proxy"],
+    ),
+    "one knows nobody": ({"handoff_app_proxy_protocol": True}, PREPARED, ["and web1 has", "Example for group_vars"]),
+    "neither": ({}, {}, ["web1, web2 have"]),
+}
+
+
+@pytest.mark.parametrize("name", BALANCED)
+def test_a_load_balancer_in_front_of_hosts_that_do_not_expect_it_is_refused(name, tmp_path):
+    first, second, wanted = BALANCED[name]
+    play = next(
+        each for each in yaml.safe_load((ROOT / "playbooks/deploy.yml").read_text()) if "of the load" in each["name"]
+    )
+    play["tasks"] = [task for task in play["tasks"] if "ansible.builtin.assert" in task]
+    (tmp_path / "play.yml").write_text(yaml.safe_dump([play]))
+    hosts = {"web_hosts": {"hosts": {"web1": first, "web2": second}}, "load_balancers": {"hosts": {"lb1": {}}}}
+    (tmp_path / "hosts.yml").write_text(yaml.safe_dump(hosts))
+    done = subprocess.run(
+        [Path(sys.executable).with_name("ansible-playbook"), "-i", tmp_path / "hosts.yml", tmp_path / "play.yml"],
+        cwd=ROOT,
+        env={**os.environ, "ANSIBLE_CONFIG": str(ROOT / "ansible.cfg")},
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    said = " ".join(done.stdout.split())
+    assert (done.returncode == 0) == (not wanted), said
+    for part in wanted:
+        assert part in said
