@@ -122,7 +122,9 @@ from ansible.module_utils.basic import AnsibleModule
 
 # Bits of srv_admin_state (management guide, "show servers state"): forced by an operator, or maintenance by
 # configuration. Inherited ones (0x02, 0x10) belong to a tracked server.
-FORCED_MAINT, CONFIGURED_MAINT, FORCED_DRAIN = 0x01, 0x04, 0x08
+FORCED_MAINT = 0x01
+CONFIGURED_MAINT = 0x04
+FORCED_DRAIN = 0x08
 ANSWER_TIMEOUT = 10.0
 # Between two looks while waiting: one command for a whole fleet's drain costs HAProxy nothing.
 PAUSE = 0.5
