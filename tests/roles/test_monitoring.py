@@ -79,7 +79,9 @@ def test_prometheus_takes_the_configuration_with_its_rules(etc: Path) -> None:
 
 
 def test_prometheus_yml_and_the_file_for_one_of_your_own_have_the_same_jobs(etc: Path) -> None:
-    whole, part = (yaml.safe_load((etc / f"{name}.yml").read_text()) for name in ("prometheus", "socket-handoff-scrape"))
+    whole, part = (
+        yaml.safe_load((etc / f"{name}.yml").read_text()) for name in ("prometheus", "socket-handoff-scrape")
+    )
     assert whole["scrape_configs"] == part["scrape_configs"]
     assert [job["job_name"] for job in part["scrape_configs"]] == ["streaming-daemon", "socket-handoff"]
     assert whole["alerting"]["alertmanagers"] == [{"static_configs": [{"targets": ["alerts:9093"]}]}]
@@ -87,10 +89,14 @@ def test_prometheus_yml_and_the_file_for_one_of_your_own_have_the_same_jobs(etc:
 
 TARGETS: list[tuple[dict[str, Any], dict[str, str]]] = [
     (HOSTS, {"web1": "192.0.2.7:9464", "web2": "web2:9464", "web3": "[2001:db8::7]:9464"}),
-    ({**HOSTS, "hostvars": {"web1": {"handoff_monitoring_port": 9999}, "web2": {}, "web3": {}}},
-     {"web1": "web1:9999", "web2": "web2:9464", "web3": "web3:9464"}),
-    ({"handoff_monitoring_targets": ["a:1", "b", "[::1]", "[::1]:2"], "handoff_monitoring_port": 7},
-     {"a:1": "a:1", "b": "b:7", "[::1]": "[::1]:7", "[::1]:2": "[::1]:2"}),
+    (
+        {**HOSTS, "hostvars": {"web1": {"handoff_monitoring_port": 9999}, "web2": {}, "web3": {}}},
+        {"web1": "web1:9999", "web2": "web2:9464", "web3": "web3:9464"},
+    ),
+    (
+        {"handoff_monitoring_targets": ["a:1", "b", "[::1]", "[::1]:2"], "handoff_monitoring_port": 7},
+        {"a:1": "a:1", "b": "b:7", "[::1]": "[::1]:7", "[::1]:2": "[::1]:2"},
+    ),
     ({}, {}),
 ]
 
@@ -114,9 +120,7 @@ def alert_test(name: str, rule: dict[str, Any]) -> Iterator[dict[str, Any]]:
     for series, expected in ((case["fires"], [alert]), (case["quiet"], [])):
         yield {
             "interval": "1m",
-            "input_series": [
-                dict(zip(("series", "values"), line.split(" ", 1), strict=True)) for line in series
-            ],
+            "input_series": [dict(zip(("series", "values"), line.split(" ", 1), strict=True)) for line in series],
             "alert_rule_test": [{"eval_time": f"{case['at']}m", "alertname": name, "exp_alerts": expected}],
         }
 
@@ -168,7 +172,7 @@ def families() -> dict[str, str]:
     found |= {each.name: "histogram" for each in (*board.HISTOGRAMS, *board.BACKEND_HISTOGRAMS)}
     # Written by metrics.py itself; the two kinds of tokens are one metric there.
     written = (ROOT / "daemon-src/streaming_daemon/metrics.py").read_text()
-    found |= {name: "plain" for name in re.findall(r'(?:gauge|core[.]\w+)\(\s*"(daemon_\w+)"', written)}
+    found |= dict.fromkeys(re.findall(r'(?:gauge|core[.]\w+)\(\s*"(daemon_\w+)"', written), "plain")
     assert 'InfoMetricFamily("daemon",' in written
     found |= {"daemon_info": "plain"}
     del found["daemon_prompt_tokens_total"], found["daemon_completion_tokens_total"]
@@ -193,7 +197,9 @@ def test_rules_and_dashboard_name_only_what_is_exported_and_leave_nothing_out(mo
     monkeypatch.syspath_prepend(str(ROOT / "daemon-src"))
     exported = families()
     series = {name for name, kind in exported.items() if kind == "plain"}
-    series |= {f"{name}_{end}" for name, kind in exported.items() if kind == "histogram" for end in ("bucket", "sum", "count")}
+    series |= {
+        f"{name}_{end}" for name, kind in exported.items() if kind == "histogram" for end in ("bucket", "sum", "count")
+    }
     named = metrics_in(" ".join([*expressions(), *(rule["expr"] for rule in rules(etc))]))
     assert named - series == set(), "no such metric"
     used = {re.sub(r"_(bucket|sum|count)$", "", name) if name not in exported else name for name in named}
