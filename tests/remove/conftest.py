@@ -19,7 +19,7 @@ import hashlib, json, os, re, subprocess
 
 # Other people's: mounts of the kernel, caches, what time passes over, Ansible's own.
 LEFT_OUT = re.compile(
-    r"/(proc|sys|dev|run|tmp|var/tmp|var/cache/(apt|debconf|ldconfig)|var/lib/(apt|systemd|php/sessions|private)"
+    r"/(proc|sys|dev|run|tmp|var/tmp|var/cache/(apt|debconf|ldconfig)|var/lib/(apt|systemd|php/sessions|private|prometheus)"
     r"|var/log/(journal|wtmp|btmp|lastlog|private)|(root|home/deploy)/\.(ansible|ssh|cache))(/|$)"
     # The backups that useradd(8) makes, its lock, what Apache itself logs, and Python's bytecode of Debian's packages.
     r"|/etc/(passwd|shadow|group|gshadow|subuid|subgid)-$|/etc/\.pwd\.lock$|/var/log/apache2/(access|error|other_vhosts_access)\.log$"

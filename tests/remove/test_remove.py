@@ -25,12 +25,14 @@ KEPT = {
     f"{NOTES}/foreign/etc/systemd/system/streaming-daemon.service": "ExecStart=/bin/sleep infinity",
     f"{NOTES}/foreign/etc/streaming-daemon/config.toml": "# by hand",
     f"{NOTES}/foreign/etc/handoff-app/config.php": "<?php return [];",
+    f"{NOTES}/foreign/etc/prometheus/prometheus.yml": "scrape_interval: 33s",
     f"{NOTES}/foreign/var/www/handoff-app/public/index.php": "by hand",
 }
 OTHER = {
     "apache_handoff_connect_timeout_ms": 160,
     "streaming_daemon_max_streams": 3999,
     "handoff_app_server_aliases": ["alias.example"],
+    "handoff_monitoring_first_event_seconds": 20,
 }
 TOKENS = 80
 

@@ -145,15 +145,16 @@ def test_every_playbook_checks_its_inputs_first_by_a_spec_that_names_what_it_rea
 
 
 def test_the_removal_asks_apache_about_all_of_it_before_anything_goes():
-    *_, remove = yaml.safe_load((ROOT / "playbooks/remove.yml").read_text())
+    plays = yaml.safe_load((ROOT / "playbooks/remove.yml").read_text())
+    [remove] = [play for play in plays if play["name"] == "Remove the chain"]
     roles = [task.get("ansible.builtin.import_role", {}).get("name", "").split(".")[-1] for task in remove["tasks"]]
     asks = remove["tasks"][0]
-    assert roles == ["", "handoff_app", "apache_handoff", "streaming_daemon"]
+    assert roles == ["", "handoff_monitoring", "handoff_app", "apache_handoff", "streaming_daemon"]
     assert asks["check_mode"] is True
     assert asks["socket_handoff.fleet.apache_config"] == {
         "name": "apache_handoff",
         "state": "absent",
-        "after": ["handoff_app"],
+        "after": ["handoff_monitoring", "handoff_app"],
     }
 
 
