@@ -18,8 +18,8 @@ version_added: 0.1.0
 short_description: Find finished builds of the module on the controller
 description:
   - Reads C(*/*/manifest.json) below a directory. A build without a manifest was not finished and is not there.
-  - Every build that is returned has been compared with the SHA-256 in its manifest. One that differs is an error, so that a damaged
-    binary reaches no host.
+  - Every build that is returned has been compared with the SHA-256 in its manifest. One that differs is an error, so
+    that a damaged binary reaches no host.
 options:
   _terms:
     description: One directory on the controller. It need not exist.
@@ -86,8 +86,8 @@ class LookupModule(LookupBase):
             missing = [str(error)]
         if missing:
             raise AnsibleError(
-                f"artefacts: {path} is no manifest of a build ({', '.join(missing)}); allowed is a JSON object with the texts "
-                f"{', '.join(NEEDED)}. Remove {os.path.dirname(path)}, then run again: it is built anew."
+                f"artefacts: {path} is no manifest of a build ({', '.join(missing)}); allowed is a JSON object with the "
+                f"texts {', '.join(NEEDED)}. Remove {os.path.dirname(path)}, then run again: it is built anew."
             )
         return manifest
 

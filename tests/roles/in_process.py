@@ -37,7 +37,12 @@ ASSERT = """\
         name: socket_handoff.fleet.{role}
         tasks_from: assert
 """
-DEBIAN = {"distribution": "Debian", "distribution_major_version": "12", "service_mgr": "systemd", "architecture": "x86_64"}
+DEBIAN = {
+    "distribution": "Debian",
+    "distribution_major_version": "12",
+    "service_mgr": "systemd",
+    "architecture": "x86_64",
+}
 
 
 class _Nobody:

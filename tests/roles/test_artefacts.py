@@ -114,7 +114,7 @@ def test_a_package_for_the_hosts_release_and_architecture_is_looked_for_on_the_c
     (tmp_path / "packages/libapache2-mod-socket-handoff_0.1.0~deb12_amd64.deb").write_bytes(b"")
     given = {"apache_handoff_build": "package", "apache_handoff_package_dir": str(tmp_path / "packages")}
     facts = {"trixie": {"distribution_major_version": "13"}, "arm": {"architecture": "aarch64"}}
-    hosts = {name: given for name in ("bookworm", *facts)}
+    hosts = dict.fromkeys(("bookworm", *facts), given)
     found = refusals(ASSERT.format(role="apache_handoff"), hosts, tmp_path / "work", facts)
     assert found["bookworm"] is None
     for host, name in (("trixie", "0.1.0~deb13_amd64.deb"), ("arm", "0.1.0~deb12_arm64.deb")):

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The same sources give the same bytes, wherever, whenever and by whomever they are compiled; and the package agrees with them."""
+"""The same sources give the same bytes, wherever, whenever and by whomever they are compiled; the package agrees."""
 
 from __future__ import annotations
 
