@@ -86,8 +86,8 @@ class LookupModule(LookupBase):
             missing = [str(error)]
         if missing:
             raise AnsibleError(
-                f"artefacts: {path} is no manifest of a build ({', '.join(missing)}); allowed is a JSON object with the "
-                f"texts {', '.join(NEEDED)}. Remove {os.path.dirname(path)}, then run again: it is built anew."
+                f"artefacts: {path} is no manifest of a build ({', '.join(missing)}); allowed is a JSON object with "
+                f"the texts {', '.join(NEEDED)}. Remove {os.path.dirname(path)}, then run again: it is built anew."
             )
         return manifest
 

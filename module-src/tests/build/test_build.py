@@ -9,7 +9,11 @@ import pwd
 import re
 import shutil
 import subprocess
+import tempfile
+from collections.abc import Iterator
 from pathlib import Path
+
+import pytest
 
 ROOM = Path(__file__).resolve().parents[2]
 MODULE = "mod_socket_handoff"
@@ -41,19 +45,24 @@ def build(where: Path, umask: int, user: str | None = None, **environment: str) 
     return (where / f"build/{MODULE}.so").read_bytes()
 
 
-def test_two_builds_in_other_places_at_other_times_by_other_users_are_the_same_bytes(tmp_path: Path) -> None:
-    tmp_path.chmod(0o755)
-    for folder in (tmp_path.parent, tmp_path.parent.parent):
-        folder.chmod(folder.stat().st_mode | 0o011)
-    here = build(sources(tmp_path / "a", 1_000_000_000), 0o022, LC_ALL="C", TZ="UTC", HOME="/")
+@pytest.fixture
+def anywhere() -> Iterator[Path]:
+    """A directory that every user may enter; pytest closes its own to others, again at the start of any other run."""
+    with tempfile.TemporaryDirectory() as folder:
+        os.chmod(folder, 0o755)
+        yield Path(folder)
+
+
+def test_two_builds_in_other_places_at_other_times_by_other_users_are_the_same_bytes(anywhere: Path) -> None:
+    here = build(sources(anywhere / "a", 1_000_000_000), 0o022, LC_ALL="C", TZ="UTC", HOME="/")
     there = build(
-        sources(tmp_path / "somewhere else, and deeper".replace(" ", "-") / "b", 1_700_000_000),
+        sources(anywhere / "somewhere-else/and/deeper", 1_700_000_000),
         0o077,
         "nobody" if os.geteuid() == 0 else None,
         **{"LC_ALL": "C.UTF-8", "TZ": "Pacific/Auckland", "HOME": "/nonexistent", "SOURCE_DATE_EPOCH": "5"},
     )
     assert hashlib.sha256(here).hexdigest() == hashlib.sha256(there).hexdigest()
-    assert str(tmp_path).encode() not in here, "the directory is in the binary"
+    assert str(anywhere).encode() not in here, "the directory is in the binary"
 
 
 def test_the_package_has_the_version_of_the_sources() -> None:
