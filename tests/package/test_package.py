@@ -1,4 +1,4 @@
-"""A host that gets the module as a Debian package: installed, upgraded, taken back, refused, purged. One story, in order."""
+"""A host that gets the module as a package: installed, upgraded, taken back, refused, purged. One story, in order."""
 
 from __future__ import annotations
 
