@@ -129,9 +129,9 @@ def test_one_host_has_it_built_for_all_also_for_those_of_a_later_batch(fleet, fi
 
 
 def test_a_second_run_changes_nothing_even_if_the_build_host_has_another_abi_by_now(fleet, first):
-    again = fleet.run(__apache_handoff_builder_abi="20120211:1")
+    again = fleet.run("--limit", "web2", __apache_handoff_builder_abi="20120211:1")
     assert again.returncode == 0, again.stdout[-4000:]
-    assert re.findall(r"changed=(\d+)", again.stdout) == ["0", "0", "0"]
+    assert re.findall(r"changed=(\d+)", again.stdout) == ["0"]
 
 
 def test_another_abi_of_host_and_build_host_means_another_build(fleet, first):
