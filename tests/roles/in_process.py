@@ -25,6 +25,7 @@ from ansible.playbook.play import Play
 from ansible.playbook.play_context import PlayContext
 from ansible.playbook.task import Task
 from ansible.plugins import loader as plugins
+from ansible.vars.hostvars import HostVars
 from ansible.vars.manager import VariableManager
 
 # The play that checks the inputs of one role.
@@ -36,7 +37,12 @@ ASSERT = """\
         name: socket_handoff.fleet.{role}
         tasks_from: assert
 """
-DEBIAN = {"distribution": "Debian", "distribution_major_version": "12", "service_mgr": "systemd"}
+DEBIAN = {
+    "distribution": "Debian",
+    "distribution_major_version": "12",
+    "service_mgr": "systemd",
+    "architecture": "x86_64",
+}
 
 
 class _Nobody:
@@ -96,6 +102,7 @@ def refusals(
     loader = DataLoader()
     inventory = InventoryManager(loader=loader, sources=[str(work / "hosts.yml")])
     manager = VariableManager(loader=loader, inventory=inventory)
+    HostVars(inventory, manager, loader)  # tells the manager of itself: what the variable hostvars is
     (loaded,) = Playbook.load(str(work / "play.yml"), variable_manager=manager, loader=loader).get_plays()
     for name in hosts:
         manager.set_host_facts(name, {**DEBIAN, **(facts or {}).get(name, {})})
