@@ -97,11 +97,9 @@ def all_up(host: Host, web: dict[str, Host], await_true: AwaitTrue) -> Iterator[
     """Everybody serves, before and after a test that takes somebody out."""
     await_true(lambda: set(status(host).values()) == {"UP"}, "every web host is up", 30)
     yield
-    for each in web.values():
-        for command in MENDED:
-            each.run(command)
-    for name in WEB:
-        host.run(RUNTIME.format(f"set server web/{name} state ready"))
+    # The one that the tests here break.
+    web["default12"].run("; ".join(MENDED))
+    host.run(RUNTIME.format("; ".join(f"set server web/{name} state ready" for name in WEB)))
     await_true(lambda: set(status(host).values()) == {"UP"}, "every web host is up again", 30)
 
 
