@@ -62,6 +62,7 @@ reason:
 """
 
 import os
+import subprocess
 import tempfile
 
 from ansible.module_utils.basic import AnsibleModule
@@ -76,20 +77,21 @@ def reason_to_write(module: AnsibleModule, program: str) -> str:
         return "it was not there"
     if os.path.islink(path) or not os.path.isfile(path):
         module.fail_json(msg=f"{path} is no regular file; allowed is a file, or nothing, at path.")
-    status, out, _ = module.run_command([program, "decrypt", f"--name={name}", path, "-"], encoding=None)
-    if status != 0:
+    done = subprocess.run([program, "decrypt", f"--name={name}", path, "-"], capture_output=True, check=False)
+    if done.returncode != 0:
         return "it could not be decrypted here"
-    return "" if out == value.encode() else "its value is another"
+    return "" if done.stdout == value.encode() else "its value is another"
 
 
 def encrypted(module: AnsibleModule, program: str) -> bytes:
     name, value, key = (module.params[option] for option in ("name", "value", "key"))
     command = [program, "encrypt", f"--name={name}", f"--with-key={key}", "-", "-"]
-    status, out, error = module.run_command(command, data=value.encode(), binary_data=True, encoding=None)
-    if status != 0 or not out:
-        text = error.decode("utf-8", "replace").strip()
+    # Not by run_command, for which a program that gives up before it has read everything is an error without words.
+    done = subprocess.run(command, input=value.encode(), capture_output=True, check=False)
+    if done.returncode != 0 or not done.stdout:
+        text = done.stderr.decode("utf-8", "replace").strip()
         module.fail_json(msg=f"{_PROGRAM} cannot encrypt {name} with key={key}: {text}")
-    return bytes(out)
+    return done.stdout
 
 
 def write(path: str, data: bytes) -> None:

@@ -92,6 +92,12 @@ def status(host: Host) -> dict[str, str]:
     return {row[1]: row[17].split()[0] for row in rows}
 
 
+@pytest.fixture(scope="module", autouse=True)
+def found_again(host: Host, await_true: AwaitTrue) -> None:
+    """The tests before had told HAProxy to keep away."""
+    await_true(lambda: set(status(host).values()) == {"UP"}, "HAProxy finds all web hosts healthy", 60)
+
+
 @pytest.fixture
 def all_up(host: Host, web: dict[str, Host], await_true: AwaitTrue) -> Iterator[None]:
     """Everybody serves, before and after a test that takes somebody out."""

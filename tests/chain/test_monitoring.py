@@ -11,6 +11,7 @@ import json
 import re
 import shlex
 import subprocess
+import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -90,7 +91,16 @@ def test_prometheus_reads_the_daemon_and_the_module(watcher: Host, name: str, aw
 def test_a_stream_is_counted_at_both_ends(watcher: Host, name: str, session: Session, await_true: AwaitTrue) -> None:
     sent = f'sum by (job) (socket_handoff_results_total{{host="{name}",target="llm",result="sent"}})'
     done = f'sum by (job) (daemon_streams_total{{host="{name}",outcome="done"}})'
-    before = {**values(watcher, sent), **values(watcher, done)}
+    # What a load balancer has asked just before may not have been scraped yet.
+    seen: list[dict[str, float]] = []
+
+    def settled() -> bool:
+        seen.append({**values(watcher, sent), **values(watcher, done)})
+        time.sleep(6)  # more than the time between two scrapes
+        return len(seen) > 1 and seen[-1] == seen[-2]
+
+    await_true(settled, "nobody else is streamed to", 60.0)
+    before = seen[-1]
     assert before.keys() == {"streaming-daemon", "socket-handoff"}
     assert_complete(session.open_stream(tokens=3, pace=100).read_to_end(), 3)
     after = {job: count + 1 for job, count in before.items()}
