@@ -7,6 +7,7 @@ from __future__ import annotations
 import hashlib
 import json
 import os
+import re
 
 from ansible.errors import AnsibleError
 from ansible.plugins.lookup import LookupBase
@@ -47,6 +48,7 @@ _raw:
 
 BINARY = "mod_socket_handoff.so"
 NEEDED = ("architecture", "debian", "key", "mmn", "sha256", "sources", "version")
+FORMS = {"version": re.compile(r"[0-9A-Za-z.+~-]+"), "key": re.compile(r"[0-9a-f]{64}")}
 
 
 class LookupModule(LookupBase):
@@ -82,6 +84,8 @@ class LookupModule(LookupBase):
             with open(path, encoding="utf-8") as handle:
                 manifest = json.load(handle)
             missing = [name for name in NEEDED if not isinstance(manifest[name], str)]
+            # They become a path on the hosts.
+            missing += [name for name, form in FORMS.items() if not missing and not form.fullmatch(manifest[name])]
         except (OSError, ValueError, KeyError, TypeError) as error:
             missing = [str(error)]
         if missing:

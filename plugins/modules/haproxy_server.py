@@ -20,7 +20,7 @@ from __future__ import annotations
 DOCUMENTATION = r"""
 module: haproxy_server
 author: socket_handoff.fleet authors (@socket-handoff)
-version_added: 0.2.0
+version_added: 0.1.0
 short_description: Drain, stop or enable one server of a running HAProxy
 description:
   - Sets the administrative state of a server by HAProxy's runtime API, and waits for what follows from it.

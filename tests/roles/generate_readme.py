@@ -24,6 +24,10 @@ PLAYBOOKS = sorted(path.name.removesuffix(".meta.yml") for path in (ROOT / "play
 Spec = dict[str, Any]
 
 
+# Where a role belongs, if not on the web hosts.
+GROUPS = {"handoff_lb": "load_balancers", "handoff_monitoring": "monitoring"}
+
+
 def spec_of(role: str) -> dict[str, Spec]:
     """Return the entry points of a role."""
     text = (ROOT / "roles" / role / "meta/argument_specs.yml").read_text()
@@ -107,13 +111,15 @@ def readme(role: str) -> str:
         "",
         "```yaml",
         f"- name: {main['short_description']}",
-        "  hosts: web_hosts",
+        f"  hosts: {GROUPS.get(role, 'web_hosts')}",
         "  become: true",
         "  roles:",
     ]
     lines.append(f"    - role: socket_handoff.fleet.{role}")
     if required:
         lines += ["  vars:"] + [f'    {name}: "{{{{ vault_{name} }}}}"' for name in required]
+    if role == "handoff_lb":
+        lines += ["  vars:", '    handoff_lb_certificate_file: "{{ inventory_dir }}/.secrets/chat.example.com.pem"']
     lines += ["```", "", "## Variables", "", "| name | type | default | what it does |", "|---|---|---|---|"]
     lines += rows(main["options"])
     lines += [
