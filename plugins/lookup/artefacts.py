@@ -48,7 +48,7 @@ _raw:
 
 BINARY = "mod_socket_handoff.so"
 NEEDED = ("architecture", "debian", "key", "mmn", "sha256", "sources", "version")
-FORMS = {"version": re.compile(r"[0-9A-Za-z.+~-]+"), "key": re.compile(r"[0-9a-f]{64}")}
+FORMS = {"version": re.compile(r"[0-9A-Za-z.+~-]+"), "key": re.compile(r"[0-9A-Za-z-]+")}
 
 
 class LookupModule(LookupBase):

@@ -63,6 +63,13 @@ def test_a_damaged_build_is_refused_with_both_checksums_and_others_are_left_alon
         find(tmp_path, **WANTED)
 
 
+@pytest.mark.parametrize("entries", [{"version": "../../../x"}, {"key": "/etc"}, {"key": ""}])
+def test_a_manifest_that_would_choose_the_path_on_the_hosts_is_refused(tmp_path, entries):
+    shelve(tmp_path, "x", **entries)
+    with pytest.raises(AnsibleError, match=rf"is no manifest of a build \({next(iter(entries))}\)"):
+        find(tmp_path)
+
+
 @pytest.mark.parametrize("text", ["", "[]", "{}", '{"key": 1}'])
 def test_a_manifest_that_is_none_is_refused(tmp_path, text):
     folder = shelve(tmp_path, "x")
