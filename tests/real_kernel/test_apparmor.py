@@ -1,7 +1,7 @@
 """What only a kernel of its own shows: the AppArmor profile in force, and credentials that systemd decrypts at boot.
 
 A host is deployed as a container, booted by Debian's kernel (``vm``), and deployed once more: now its kernel takes
-profiles. Six minutes under emulation; run by ``script/test real_kernel``.
+profiles. A quarter of an hour under emulation; run by ``script/test real_kernel``.
 """
 
 from __future__ import annotations
