@@ -7,9 +7,10 @@ daemon ── HTTP/1.1, Unix socket ──▶ egress ── HTTP/2, TLS ──�
 from __future__ import annotations
 
 import shutil
+import socket
 import subprocess
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -47,7 +48,8 @@ def provider(directory: Path, cores: set[int], port: int, model: int, certificat
     """Takes HTTP/2 over TLS at ``port`` for what listens at ``model``."""
     pem = directory / "provider.pem"
     pem.write_bytes(certificate.read_bytes() + key.read_bytes())
-    with _haproxy(directory, "provider", cores, _PROVIDER.format(port=port, pem=pem, model=model)):
+    sections = _PROVIDER.format(port=port, pem=pem, model=model)
+    with _haproxy(directory, "provider", cores, sections, lambda: _accepts(port)):
         yield
 
 
@@ -55,17 +57,18 @@ def provider(directory: Path, cores: set[int], port: int, model: int, certificat
 def egress(directory: Path, cores: set[int], port: int, certificate: Path) -> Iterator[tuple[Path, int]]:
     """The Unix socket that leads to the provider, and the process behind it."""
     path = directory / "egress.sock"
-    with _haproxy(directory, "egress", cores, _EGRESS.format(path=path, port=port, certificate=certificate)) as pid:
-        deadline = time.monotonic() + _PATIENCE
-        while not path.exists():
-            if time.monotonic() > deadline:
-                raise BenchmarkError("HAProxy has no socket")
-            time.sleep(0.01)
+    sections = _EGRESS.format(path=path, port=port, certificate=certificate)
+    with _haproxy(directory, "egress", cores, sections, path.exists) as pid:
         yield path, pid
 
 
+def _accepts(port: int) -> bool:
+    with socket.socket() as sock:
+        return sock.connect_ex(("127.0.0.1", port)) == 0
+
+
 @contextmanager
-def _haproxy(directory: Path, name: str, cores: set[int], sections: str) -> Iterator[int]:
+def _haproxy(directory: Path, name: str, cores: set[int], sections: str, listens: Callable[[], bool]) -> Iterator[int]:
     program = shutil.which("haproxy") or shutil.which("haproxy", path="/usr/sbin")
     if program is None:
         raise BenchmarkError("haproxy is missing: apt install haproxy")
@@ -77,9 +80,11 @@ def _haproxy(directory: Path, name: str, cores: set[int], sections: str) -> Iter
             [program, "-db", "-f", str(config)], stdout=out, stderr=out, preexec_fn=on_cores(cores)
         )
     try:
-        time.sleep(0.2)
-        if process.poll() is not None:
-            raise BenchmarkError(f"HAProxy did not start: {log.read_text().strip()}")
+        deadline = time.monotonic() + _PATIENCE
+        while not listens():
+            if process.poll() is not None or time.monotonic() > deadline:
+                raise BenchmarkError(f"HAProxy did not start: {log.read_text().strip()}")
+            time.sleep(0.01)  # the interval of a bounded poll
         yield process.pid
     finally:
         process.kill()

@@ -418,12 +418,12 @@ def _backends(top: Table, errors: list[str]) -> dict[str, BackendConfig | None]:
         return {"demo": DemoConfig()}
     tables = top.table("backends")
     result: dict[str, BackendConfig | None] = {}
-    for name in tables.keys():  # noqa: SIM118 - a Table is no mapping
+    for name in tables.given():
         if not NAME.fullmatch(name):
             tables.error(name, ": allowed are names of letters, digits, '_', '.' and '-'")
         table = tables.table(name)
         kind = table.choice("type", None, BACKEND_TYPES)
-        others = tuple(other for other in tables.keys() if other != name)  # noqa: SIM118 - likewise
+        others = tuple(other for other in tables.given() if other != name)
         reader = _READERS.get(kind)
         result[name] = None
         if reader is not None:

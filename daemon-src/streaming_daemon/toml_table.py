@@ -80,7 +80,8 @@ class Table:
     def has(self, key: str) -> bool:
         return key in self._data
 
-    def keys(self) -> list[str]:
+    def given(self) -> list[str]:
+        """The keys that the file has, in its order."""
         return list(self._data)
 
     def tables(self, key: str) -> list[Table]:
@@ -298,7 +299,7 @@ def _show(value: object) -> str:
 
 def did_you_mean(value: object, allowed: tuple[str, ...]) -> str:
     # Only for those who have misspelt something; clients wait while the others start.
-    import difflib  # noqa: PLC0415
+    import difflib  # noqa: PLC0415 - see above
 
     close = difflib.get_close_matches(str(value), allowed, n=1)
     return f' (did you mean "{close[0]}"?)' if close else ""

@@ -63,5 +63,6 @@ if wants_body:
         content = json.dumps({"content": words[index % len(words)]}, ensure_ascii=False, separators=(",", ":"))
         sys.stdout.write(f"data: {content}\n\n")
         sys.stdout.flush()
+        # The pace that was asked for; what a real program computes takes its own time.
         time.sleep(1 / demo["tokens_per_second"])
     sys.stdout.write("data: [DONE]\n\n")

@@ -211,6 +211,7 @@ def await_end(runtime, params):
         waited = time.monotonic() - began
         if reached or waited >= params["wait"]:
             return status, sessions, round(waited, 1), not reached and params["wait"] > 0
+        # The runtime API tells nobody of changes: it has to be asked again, until the time is over.
         time.sleep(min(PAUSE, max(0.0, params["wait"] - waited)))
 
 

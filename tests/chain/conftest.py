@@ -25,9 +25,13 @@ ELSEWHERE = {
 }
 
 
+# It is about the monitoring host, of which there is one: once, not for every web host.
+ONCE = "test_a_configuration_that_prometheus_refuses_never_gets_there_and_a_good_one_needs_no_restart[ssh://default13]"
+
+
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
     elsewhere = ELSEWHERE.get(os.environ.get("MOLECULE_SCENARIO_NAME", ""), set())
-    left_out = [item for item in items if item.path.stem in elsewhere]
+    left_out = [item for item in items if item.path.stem in elsewhere or item.name == ONCE]
     config.hook.pytest_deselected(items=left_out)
     items[:] = [item for item in items if item not in left_out]
 
