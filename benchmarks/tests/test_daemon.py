@@ -16,7 +16,7 @@ from benchlib.daemon import AIMS, QUICK, SHOWN, envelope  # noqa: E402
 
 
 def test_an_unknown_scenario_or_contender_is_named_with_what_there_is() -> None:
-    for argument, allowed in ((["--only", "speed"], "relay-tls"), (["--contenders", "go"], "naive")):
+    for argument, allowed in ((["--only", "speed"], "relay-tls"), (["--contenders", "rust"], "naive")):
         done = subprocess.run([str(BENCHMARKS / "daemon"), *argument], capture_output=True, text=True, check=False)
         assert done.returncode == 2
         assert argument[1] in done.stderr and allowed in done.stderr

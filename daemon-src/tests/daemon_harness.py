@@ -239,10 +239,20 @@ class Daemon:
     def command(self, *arguments: str) -> list[str]:
         return [sys.executable, "-m", "streaming_daemon", *arguments]
 
-    def start(self, *, wait: bool = True, command: list[str] | None = None, pass_fds: tuple[int, ...] = ()) -> Daemon:
+    def start(
+        self,
+        *,
+        wait: bool = True,
+        command: list[str] | None = None,
+        pass_fds: tuple[int, ...] = (),
+        descriptors: int | None = None,
+    ) -> Daemon:
+        """``descriptors``: the daemon's soft limit, by prlimit(1): this process needs more than that for itself."""
         if command is None:
             command = self.command("--config", str(self.config), "--socket", f"{self.socket},{self.kind}")
             command += ["--control", str(self.control)]
+        if descriptors is not None:
+            command = ["prlimit", f"--nofile={descriptors}:", *command]
         # What the last one said is no sign of this one.
         self.drain_notifications()
         with self._log.open("ab") as log:

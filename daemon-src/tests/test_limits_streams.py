@@ -3,10 +3,7 @@
 from __future__ import annotations
 
 import os
-import resource
 from typing import Any
-
-import pytest
 
 from conftest import MakeDaemon, MakeLLM
 from daemon_harness import Client, Daemon, Response, envelope, shaped, socket_pair, tcp_pair, wait_for
@@ -80,9 +77,9 @@ def test_the_largest_slow_client_goes_when_memory_is_short(make_llm: MakeLLM, ma
         request.end()
 
     llm = make_llm(script)
-    config = f'[limits]\nmax_buffered = 1000000\n[backends.llm]\ntype = "openai"\nbase_url = "{llm.url}"\n'
+    config = f'[limits]\nmax_buffered = 700000\n[backends.llm]\ntype = "openai"\nbase_url = "{llm.url}"\n'
     daemon = make_daemon(config + "[server]\nwrite_timeout = 60").start()
-    # Each holds what one read of the backend's connection brought, and together they are above the limit.
+    # Each is read until 64 KiB wait for its client, however little one read brings: twelve are above the limit.
     clients = [daemon.hand({"prompt": "2000", "request_id": f"slow-{number}"}) for number in range(12)]
     daemon.wait_log("outcome=buffer_full")
     wait_for(lambda: len(llm.requests) == 12, "all of them to be asked for")
@@ -95,21 +92,8 @@ def test_the_largest_slow_client_goes_when_memory_is_short(make_llm: MakeLLM, ma
     wait_for(lambda: daemon.log().count("stream id=slow-") == 12, "all streams to end")
 
 
-@pytest.fixture
-def few_descriptors() -> Any:
-    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
-    yield lambda count: resource.setrlimit(resource.RLIMIT_NOFILE, (count, hard))
-    resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
-
-
-def test_without_descriptors_clients_are_told_503_and_it_recovers(
-    make_daemon: MakeDaemon, few_descriptors: Any
-) -> None:
-    soft, _ = resource.getrlimit(resource.RLIMIT_NOFILE)
-    daemon = make_daemon("[server]\nlinger_timeout = 1.0")
-    few_descriptors(100)
-    daemon.start()
-    few_descriptors(soft)
+def test_without_descriptors_clients_are_told_503_and_it_recovers(make_daemon: MakeDaemon) -> None:
+    daemon = make_daemon("[server]\nlinger_timeout = 1.0").start(descriptors=100)
     clients = [daemon.hand(shaped(1000, 1, request_id=f"many-{number}")) for number in range(150)]
     # Everybody is answered at once: with a stream, or with 503 and when to come back.
     streams = [client for client in clients if b" 200 " in client.read_until(b"\r\n\r\n")[:20]]

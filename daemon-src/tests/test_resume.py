@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import os
 import re
-import resource
 import signal
 import socket
 import threading
@@ -375,13 +374,7 @@ def test_answers_nobody_came_back_for_make_room_when_memory_is_short(make_daemon
 
 
 def test_who_comes_back_when_descriptors_are_short_is_told_to_come_later(make_daemon: MakeDaemon) -> None:
-    daemon = make_daemon()
-    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
-    resource.setrlimit(resource.RLIMIT_NOFILE, (100, hard))
-    try:
-        daemon.start()
-    finally:
-        resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
+    daemon = make_daemon().start(descriptors=100)
     first = daemon.ask(message(resumable(20)))
     running = []
     while True:
