@@ -30,6 +30,13 @@ VARIABLES = {
         }
     ],
     "streaming_daemon_credentials": {"openai_api_key": KEY},
+    # What no variable of its own says, in the words of the daemon's own file.
+    "streaming_daemon_extra_config": {
+        "server": {"max_duration": 600},
+        "limits": {"streams_per_user": 500},
+        "backends": {"program": {"type": "exec", "command": ["/usr/bin/cat"]}},
+        "routes": [{"path": "/stream.php/program", "backend": "program"}],
+    },
 }
 STANDIN = Path(__file__).with_name("openai_standin.py")
 
@@ -107,6 +114,10 @@ def test_answers_come_from_the_configured_server(
         request = session.request("POST", "/stream.php", form, {"X-CSRF-Token": session.csrf})
         text = assert_complete(Connection(session.address, request).read_to_end(), 4)
         assert text == f"chain-model was asked: {long} \U0001f600", (len(text), text[:100], text[-100:])
+
+        by_program = session.request("GET", "/stream.php/program?" + urlencode({"prompt": "By a program?"}))
+        asked = json.loads(assert_complete(Connection(session.address, by_program).read_to_end(), 1))
+        assert (asked["prompt"], asked["user"]) == ("By a program?", "demo")
 
         assert KEY not in applied.stdout + applied.stderr
         assert PASSWORD not in applied.stdout + applied.stderr
