@@ -30,16 +30,16 @@ class Request:
     def send(self, data: bytes) -> None:
         self._sock.sendall(data)
 
-    def chunk(self, data: bytes) -> None:
-        """One chunk of a chunked body; an empty one ends it."""
-        self.send(b"%x\r\n%b\r\n" % (len(data), data))
+    def chunk(self, *parts: bytes) -> None:
+        """Chunks of a chunked body, in one write; an empty one ends it."""
+        self.send(b"".join(b"%x\r\n%b\r\n" % (len(data), data) for data in parts))
 
     def event(self, text: str) -> None:
         self.chunk(event(text))
 
     def end(self) -> None:
-        self.chunk(b"data: [DONE]\n\n")
-        self.chunk(b"")
+        # In one write: who has seen the one has seen the other, so the connection is free when the client has its answer.
+        self.chunk(b"data: [DONE]\n\n", b"")
 
     def wait_closed(self) -> None:
         """Wait for the daemon to close the connection."""
