@@ -27,12 +27,13 @@ function handoff(string $target, array $data): never
 {
     // Without JSON_UNESCAPED_UNICODE every character beyond ASCII becomes \uXXXX and every control byte is escaped,
     // so the text is a legal header value whatever the user typed. DEL is the one exception that json_encode leaves.
+    // An object also where there is no data: the daemon does not take [] for it.
     $flags = JSON_UNESCAPED_SLASHES | JSON_PRESERVE_ZERO_FRACTION | JSON_THROW_ON_ERROR;
-    $how = 'X-Handoff-Data: ' . str_replace("\x7f", '\u007f', json_encode($data, $flags));
+    $how = 'X-Handoff-Data: ' . str_replace("\x7f", '\u007f', json_encode((object) $data, $flags));
     $body = '';
     if (strlen($how) > HANDOFF_LINE_MAX) {
         $how = 'X-Handoff-Data-From: response-body';
-        $body = json_encode($data, $flags | JSON_UNESCAPED_UNICODE);
+        $body = json_encode((object) $data, $flags | JSON_UNESCAPED_UNICODE);
         if (strlen($body) > HANDOFF_DATA_MAX) {
             throw new LengthException(sprintf('%d bytes of data, at most %d fit', strlen($body), HANDOFF_DATA_MAX));
         }

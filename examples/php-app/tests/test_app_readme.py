@@ -45,6 +45,11 @@ def test_handoff_ends_the_request() -> None:
     assert json.loads(large) == {"a": "x" * 7000}
 
 
+def test_no_data_is_an_object_and_not_a_list(start_server: StartServer, tmp_path: Path) -> None:
+    (tmp_path / "ask.php").write_text(f"<?php require '{APP}/handoff.php'; handoff('llm', []);")
+    assert start_server(root=tmp_path).client().get("/ask.php").header("X-Handoff-Data") == "{}"
+
+
 def test_handoff_releases_the_session_lock_of_whoever_forgot(tmp_path: Path) -> None:
     result = run_php(
         f"session_save_path('{tmp_path}'); session_start(); "
