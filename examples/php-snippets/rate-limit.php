@@ -1,0 +1,53 @@
+<?php
+/**
+ * So many questions per user and minute, before the daemon hears of them.
+ *
+ * The daemon has limits too (`[limits]`: streams per user at once, new ones per second, by the `user` that is sent here);
+ * this one is for what the application alone knows: who has paid for how much. It counts in a file per user under a lock, which one
+ * host is content with; several need a database or Redis, and the same four lines in between.
+ */
+declare(strict_types=1);
+
+use SocketHandoff\SocketHandoff;
+
+require __DIR__ . '/SocketHandoff.php'; // examples/php-helper, or Composer's autoload.php
+
+const QUESTIONS = 3;
+const SECONDS = 60;
+
+/** Counts this question; the seconds to wait where it is one too many, which then does not count, otherwise 0. */
+function seconds_to_wait(string $user, int $now): int
+{
+    // HANDOFF_STATE: a directory that only PHP can write to. The name is a hash: a user's may have slashes and dots.
+    $file = fopen(getenv('HANDOFF_STATE') . '/rate-' . hash('sha256', $user), 'c+');
+    flock($file, LOCK_EX); // two tabs at the same moment are counted one after the other
+    $times = array_filter(
+        array_map(intval(...), explode("\n", (string) stream_get_contents($file))),
+        static fn (int $time): bool => $time > $now - SECONDS,
+    );
+    $wait = count($times) < QUESTIONS ? 0 : min($times) + SECONDS - $now;
+    if ($wait === 0) {
+        $times[] = $now;
+        ftruncate($file, 0);
+        rewind($file);
+        fwrite($file, implode("\n", $times));
+    }
+    fclose($file); // and the lock with it
+    return $wait;
+}
+
+session_start(['read_and_close' => true]);
+$user = $_SESSION['user'] ?? null;
+$wait = $user === null ? 0 : seconds_to_wait($user, time());
+
+if ($user === null || $wait > 0) {
+    http_response_code($user === null ? 401 : 429);
+    header('Content-Type: application/json');
+    if ($wait > 0) {
+        header("Retry-After: $wait");
+    }
+    exit(json_encode(['error' => $user === null
+        ? ['type' => 'not_logged_in', 'message' => 'Sign in first.']
+        : ['type' => 'rate_limited', 'message' => "That were enough questions; ask again in $wait seconds."]]));
+}
+SocketHandoff::to('llm')->with(['prompt' => (string) ($_POST['prompt'] ?? ''), 'user' => $user])->send();

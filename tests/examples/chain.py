@@ -1,0 +1,340 @@
+"""A whole chain in this machine, without containers: Apache with the module, PHP-FPM, the daemon; HAProxy where asked.
+
+Four Apache workers and four PHP processes, so that a stream that held one would soon be noticed. One daemon serves both
+targets: `llm` answers with the demo's text, or by the paths in ECHO with the very data that it got; `model` passes on
+what an OpenAI-compatible server says.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import http.client
+import json
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import tempfile
+import time
+import urllib.parse
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+ROOT = Path(__file__).resolve().parents[2]
+sys.path[:0] = [str(ROOT / "module-src" / "tests" / "integration"), str(ROOT / "tests" / "conformance")]
+
+from daemons import Daemon, Running  # noqa: E402  (of the conformance suite)
+from handoff_httpd import PROBLEM, Httpd, free_port, wait_until, writable_run  # noqa: E402  (of the module's tests)
+
+PACE, SLOW_PACE = 200.0, 20.0
+"""Events per second of the demo's answer; the slow one for what is asked below /slow/, so that somebody can watch."""
+FPM_CHILDREN = 4
+ECHO = ["/post-body.php", "/history.php", "/rate-limit.php", "/session-lock.php", "/framework.php"]
+"""What is asked here is answered with the data that the application sent, as the daemon got it."""
+
+
+def daemon_config(model_url: str) -> str:
+    return f"""
+[backend]
+default = "demo"
+[[routes]]
+path = {json.dumps(ECHO)}
+backend = "echo"
+[[routes]]
+target = ["model"]
+backend = "model"
+[[routes]]
+path = ["/slow/"]
+backend = "slow"
+[backends.demo]
+type = "demo"
+tokens_per_second = {PACE}
+[backends.slow]
+type = "demo"
+tokens_per_second = {SLOW_PACE}
+[backends.echo]
+type = "exec"
+command = ["/usr/bin/cat"]
+[backends.model]
+type = "openai"
+base_url = "{model_url}"
+model = "unless-the-application-says"
+output = "passthrough"
+"""
+
+
+@dataclass(slots=True)
+class Reply:
+    """One response as a browser sees it: status, headers in lower case, text."""
+
+    status: int
+    headers: dict[str, str]
+    text: str
+
+    @property
+    def events(self) -> list[str]:
+        """The data of each event."""
+        return [line[6:] for line in self.text.split("\n") if line.startswith("data: ")]
+
+    @property
+    def answer(self) -> str:
+        """The text of a complete answer."""
+        assert self.status == 200, self
+        assert self.events[-1:] == ["[DONE]"], self
+        return "".join(json.loads(event)["content"] for event in self.events[:-1])
+
+    @property
+    def data(self) -> Any:
+        """What the daemon got from the application, where it answers with that."""
+        return json.loads(self.answer)
+
+    @property
+    def error(self) -> str:
+        """The type of a refusal that PHP has made, without a trace of a handoff."""
+        assert not [name for name in self.headers if name.startswith("x-handoff") or name == "x-socket-handoff"], self
+        return str(json.loads(self.text)["error"]["type"])
+
+
+@dataclass(slots=True)
+class Client:
+    """A browser without a screen: keeps its cookies."""
+
+    port: int
+    cookies: dict[str, str] = field(default_factory=dict)
+
+    def open(
+        self, method: str, path: str, body: bytes | str | None = None, headers: dict[str, str] | None = None
+    ) -> http.client.HTTPResponse:
+        """A response whose body is still coming. Closing it hangs up."""
+        connection = http.client.HTTPConnection("127.0.0.1", self.port, timeout=60)
+        sent = {"Cookie": "; ".join(f"{name}={value}" for name, value in self.cookies.items())} if self.cookies else {}
+        connection.request(method, path, body, {**sent, **(headers or {})})
+        response = connection.getresponse()
+        for line in response.headers.get_all("Set-Cookie") or []:
+            name, _, rest = line.partition("=")
+            self.cookies[name] = rest.partition(";")[0]
+        return response
+
+    def ask(
+        self, method: str, path: str, body: bytes | str | None = None, headers: dict[str, str] | None = None
+    ) -> Reply:
+        response = self.open(method, path, body, headers)
+        with response:
+            text = response.read().decode()
+            return Reply(response.status, {name.lower(): value for name, value in response.getheaders()}, text)
+
+    def get(self, path: str, **query: str) -> Reply:
+        return self.ask("GET", f"{path}?{urllib.parse.urlencode(query)}" if query else path)
+
+    def post(self, path: str, body: object, **headers: str) -> Reply:
+        """JSON; names of headers with _ for -."""
+        named = {name.replace("_", "-"): value for name, value in headers.items()}
+        text = json.dumps(body, ensure_ascii=False).encode()
+        return self.ask("POST", path, text, {"Content-Type": "application/json", **named})
+
+
+@dataclass(slots=True)
+class Chain:
+    """What is running. ``docroot`` is served; ``state`` can be written by PHP; ``balancer`` is a TLS port or 0."""
+
+    httpd: Httpd
+    daemon: Running
+    state: Path
+    balancer: int = 0
+    start_daemon: Callable[[], None] = lambda: None
+
+    @property
+    def docroot(self) -> Path:
+        return self.httpd.root / "htdocs"
+
+    @property
+    def port(self) -> int:
+        return self.httpd.port("main")
+
+    def client(self) -> Client:
+        return Client(self.port)
+
+    def install(self, *sources: Path, under: str = "") -> None:
+        """Copy files and whole directories into the document root, as somebody would who tries an example."""
+        target = self.docroot / under
+        target.mkdir(exist_ok=True)
+        for source in sources:
+            if source.is_dir():
+                shutil.copytree(source, target / source.name, dirs_exist_ok=True)
+            else:
+                shutil.copy(source, target)
+
+    def kill_daemon(self) -> None:
+        """As a crash would: all its processes at once, without a word to anybody."""
+        for process in self.daemon._processes:
+            os.killpg(process.pid, signal.SIGKILL)
+            process.wait()
+
+
+def start_fpm(httpd: Httpd, state: Path, *, with_ini: bool, environment: dict[str, str]) -> subprocess.Popen[bytes]:
+    """PHP-FPM on fpm.sock. ``with_ini``: with the extensions that Debian switches on, else what is built in."""
+    found = [path for path in map(shutil.which, ("php-fpm8.4", "php-fpm8.2")) if path]
+    if not found:
+        raise RuntimeError("PHP-FPM is not installed (apt install php-fpm)")
+    path = httpd.run / "fpm.sock"
+    user = "user = www-data\ngroup = www-data\n" if os.geteuid() == 0 else ""
+    config = httpd.root / "conf" / "fpm.conf"
+    config.write_text(
+        f"[global]\nerror_log = {httpd.root}/fpm.log\ndaemonize = no\n"
+        f"[www]\n{user}listen = {path}\nlisten.mode = 0666\npm = static\npm.max_children = {FPM_CHILDREN}\n"
+        f"catch_workers_output = yes\nphp_admin_value[session.save_path] = {state}\n"
+        f"php_admin_value[error_log] = /dev/stderr\nphp_admin_flag[log_errors] = on\n"
+        "php_admin_flag[display_errors] = off\n"
+        + "".join(f"env[{name}] = {value}\n" for name, value in environment.items())
+    )
+    command = [found[0], *([] if with_ini else ["-n"]), "-F", "-y", str(config)]
+    process = subprocess.Popen(
+        command, stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL, stderr=(httpd.root / "fpm-stderr.log").open("wb")
+    )
+    wait_until(lambda: path.is_socket() or process.poll() is not None, "PHP-FPM listens")
+    if process.poll() is not None:
+        raise RuntimeError((httpd.root / "fpm-stderr.log").read_text())
+    return process
+
+
+def start_balancer(httpd: Httpd) -> tuple[subprocess.Popen[bytes], int]:
+    """HAProxy that speaks TLS and HTTP/2 to browsers, as the role handoff_lb sets it up, and its port."""
+    port, directory = free_port(), httpd.root / "haproxy"
+    directory.mkdir()
+    pem = directory / "site.pem"
+    subprocess.run(
+        [
+            *(
+                "openssl",
+                "req",
+                "-x509",
+                "-newkey",
+                "ec",
+                "-pkeyopt",
+                "ec_paramgen_curve:P-256",
+                "-nodes",
+                "-days",
+                "2",
+            ),
+            *("-subj", "/CN=localhost", "-addext", "subjectAltName=DNS:localhost"),
+            *("-keyout", str(directory / "key"), "-out", str(directory / "certificate")),
+        ],
+        check=True,
+        capture_output=True,
+    )
+    pem.write_text((directory / "certificate").read_text() + (directory / "key").read_text())
+    config = directory / "haproxy.cfg"
+    config.write_text(f"""
+global
+    ssl-default-bind-options ssl-min-ver TLSv1.2
+defaults
+    mode http
+    option http-no-delay
+    option http-server-close
+    timeout connect 5s
+    timeout client 60s
+    timeout server 60s
+listen site
+    bind 127.0.0.1:{port} ssl crt {pem} alpn h2,http/1.1
+    server web 127.0.0.1:{httpd.port("main")}
+""")
+    process = subprocess.Popen(
+        ["/usr/sbin/haproxy", "-db", "-f", str(config)], stdin=subprocess.DEVNULL, stderr=(directory / "log").open("wb")
+    )
+
+    def answers() -> bool:
+        if process.poll() is not None:
+            raise RuntimeError((directory / "log").read_text())
+        with contextlib.suppress(OSError):
+            http.client.HTTPConnection("127.0.0.1", port, timeout=1).connect()
+            return True
+        return False
+
+    wait_until(answers, "HAProxy listens")
+    return process, port
+
+
+@contextlib.contextmanager
+def chain(
+    model_url: str = "http://127.0.0.1:1/v1",
+    *,
+    directives: str = "",
+    balancer: bool = False,
+    with_ini: bool = False,
+    environment: dict[str, str] | None = None,
+) -> Iterator[Chain]:
+    """Everything, started; ``directives`` are Apache's, ``environment`` PHP's. As root: sockets lie below /run."""
+    parent = writable_run()
+    if parent is None:
+        raise RuntimeError("neither /run nor /run/user/<uid> is writable for this user")
+    run = Path(tempfile.mkdtemp(prefix="handoff-examples-", dir=parent))
+    run.chmod(0o755)
+    with contextlib.ExitStack() as stack:
+        stack.callback(shutil.rmtree, run, ignore_errors=True)
+        only_plain = dict.fromkeys(("ack", "hasty"), "one daemon is enough here")
+        command = ("/usr/bin/python3", "-P", "-m", "streaming_daemon", "--config", "{build}/{variant}.toml")
+        daemon = Running(Daemon("daemon", command, cannot=only_plain, config=daemon_config(model_url)), run / "d", "")
+        stack.callback(daemon.close)
+        daemon.start()
+
+        httpd = Httpd(mpm="event", run=run)
+        stack.callback(httpd.stop)
+        state = httpd.root / "state"
+        state.mkdir(mode=0o700)
+        Httpd.chown(state)
+        main = httpd.port("main")
+        fpm = start_fpm(
+            httpd, state, with_ini=with_ini, environment={**(environment or {}), "HANDOFF_STATE": str(state)}
+        )
+        stack.callback(lambda: (fpm.send_signal(signal.SIGTERM), fpm.wait(10)))
+        targets = "".join(
+            f"SocketHandoffTarget {name} unix:{daemon.path('plain')} envelope=on timeout=10s\n"
+            for name in ("llm", "model")
+        )
+        httpd.start(f"""
+{httpd.load("status", "rewrite", "setenvif", "proxy", "proxy_fcgi")}
+Listen 127.0.0.1:{main}
+DocumentRoot {httpd.root}/htdocs
+DirectoryIndex index.php index.html
+AddType text/javascript .js
+AddType text/html .html
+{targets}
+<Directory {httpd.root}/htdocs>
+    Require all granted
+    SocketHandoffAllow All
+</Directory>
+<Location /status>
+    SetHandler server-status
+</Location>
+<FilesMatch "\\.php$">
+    SetHandler "proxy:unix:{run}/fpm.sock|fcgi://localhost"
+</FilesMatch>
+{directives}
+""")
+        one = Chain(httpd, daemon, state, start_daemon=daemon.start)
+        if balancer:
+            proxy, one.balancer = start_balancer(httpd)
+            stack.callback(lambda: (proxy.terminate(), proxy.wait(10)))
+        wait_for_daemon(one)
+        yield one
+
+
+def wait_for_daemon(one: Chain) -> None:
+    """Until a question is answered: systemd's socket would hold it back, here the daemon just has to be there."""
+    (one.docroot / "ready.php").write_text(
+        "<?php header('X-Socket-Handoff: llm'); header('X-Handoff-Data: {\"request_id\": \"ready\"}');"
+    )
+    deadline = time.monotonic() + 30
+    while one.client().ask("HEAD", "/ready.php").status != 200:
+        if time.monotonic() > deadline or one.daemon.ended():
+            raise RuntimeError(f"no answer from the daemon: {one.daemon.log()}\n{one.httpd.error_log()}")
+        time.sleep(0.05)
+    one.httpd.take_log()
+
+
+def complaints(one: Chain) -> list[str]:
+    """What Apache's error log says that no example may cause."""
+    return [line for line in one.httpd.take_log() if PROBLEM.search(line)]

@@ -1,0 +1,78 @@
+"""The chain that the examples run through, one for all tests, and an error log that has to stay clean."""
+
+from __future__ import annotations
+
+import contextlib
+import threading
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from queue import SimpleQueue
+
+import pytest
+from chain import ROOT, Chain, Client, chain, complaints
+
+SNIPPETS = ROOT / "examples" / "php-snippets"
+HELPER = ROOT / "examples" / "php-helper" / "src" / "SocketHandoff.php"
+
+
+@dataclass(slots=True)
+class Search:
+    """A search server that is as slow as a test wants: each question waits in ``asked`` for its answer."""
+
+    asked: SimpleQueue[tuple[str, SimpleQueue[str]]] = field(default_factory=SimpleQueue)
+    port: int = 0
+
+    @contextlib.contextmanager
+    def serve(self) -> Iterator[None]:
+        search = self
+
+        class Handler(BaseHTTPRequestHandler):
+            def do_GET(self) -> None:
+                answer: SimpleQueue[str] = SimpleQueue()
+                search.asked.put((self.path, answer))
+                self.send_response(200)
+                self.end_headers()
+                self.wfile.write(answer.get(timeout=60).encode())
+
+            def log_message(self, format: str, *arguments: object) -> None:
+                """Nothing: the tests say what went wrong."""
+
+        with ThreadingHTTPServer(("127.0.0.1", 0), Handler) as server:
+            self.port = server.server_port
+            threading.Thread(target=server.serve_forever, daemon=True).start()
+            yield
+            server.shutdown()
+
+
+@pytest.fixture(scope="session")
+def search() -> Iterator[Search]:
+    one = Search()
+    with one.serve():
+        yield one
+
+
+@pytest.fixture(scope="session")
+def site(search: Search) -> Iterator[Chain]:
+    """Apache, PHP-FPM and the daemon, with the snippets as somebody installs them: beside the class."""
+    with chain(balancer=True, environment={"SEARCH_URL": f"http://127.0.0.1:{search.port}/"}) as one:
+        one.install(HELPER, *sorted(SNIPPETS.glob("*.php")))
+        yield one
+
+
+@pytest.fixture(autouse=True)
+def error_log(request: pytest.FixtureRequest) -> Iterator[None]:
+    """No example makes Apache complain; a test that breaks something on purpose says so by the mark `breaks`."""
+    yield
+    if "site" in request.fixturenames:
+        said = complaints(request.getfixturevalue("site"))
+        assert not said or request.node.get_closest_marker("breaks"), said
+
+
+@pytest.fixture
+def client(site: Chain) -> Client:
+    return site.client()
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    config.addinivalue_line("markers", "breaks: makes Apache complain, and means to")
