@@ -15,28 +15,15 @@ The backend has to take at least two seconds for an answer, as the demo backend 
 from __future__ import annotations
 
 import os
-import shutil
 import subprocess
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
+from chromium import start_chromium
 from page import Page
 from selenium import webdriver
-from selenium.common.exceptions import WebDriverException
 
-FLAGS = (
-    "--headless=new",
-    "--no-sandbox",  # the tests run as root in containers
-    "--disable-gpu",
-    "--disable-dev-shm-usage",  # a container's /dev/shm is too small for a renderer
-    "--disable-quic",
-    "--no-first-run",
-    "--no-proxy-server",
-    "--disable-background-networking",
-    "--disable-component-update",
-    "--disable-sync",
-)
 Run = Callable[[str], None]
 
 
@@ -61,21 +48,7 @@ def base_url() -> str:
 @pytest.fixture(scope="session")
 def driver(base_url: str, tmp_path_factory: pytest.TempPathFactory) -> Iterator[webdriver.Chrome]:
     """One browser with a profile of its own; the pages in it are fresh for each test."""
-    chromium, chromedriver = shutil.which("chromium"), shutil.which("chromedriver")
-    if chromium is None or chromedriver is None:
-        pytest.fail("chromium or chromedriver is missing: apt-get install chromium chromium-driver")
-    options = webdriver.ChromeOptions()
-    options.binary_location = chromium
-    for flag in (*FLAGS, f"--user-data-dir={tmp_path_factory.mktemp('profile')}"):
-        options.add_argument(flag)
-    options.set_capability("goog:loggingPrefs", {"browser": "ALL", "performance": "ALL"})
-    log = tmp_path_factory.mktemp("chromedriver") / "log"
-    try:
-        browser = webdriver.Chrome(options, webdriver.ChromeService(chromedriver, log_output=str(log)))
-    except WebDriverException as error:
-        pytest.fail(f"chromium does not start: {error}\n{log.read_text()[-3000:]}")
-    browser.set_page_load_timeout(30)
-    browser.set_script_timeout(30)
+    browser = start_chromium(tmp_path_factory.mktemp("browser"))
     yield browser
     browser.quit()
 

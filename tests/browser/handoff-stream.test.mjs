@@ -66,6 +66,11 @@ describe('SseParser', () => {
     const events = parse('id: 1\ndata: a\n\ndata: b\n\nid: 2\0\ndata: c\n\nid\ndata: d\n\n');
     assert.deepEqual(events.map((event) => event.id), ['1', '1', '1', '']);
   });
+  it('passes retry on with the events behind it, and only once it was said', () => {
+    const events = parse('data: a\n\nretry: 1500\ndata: b\n\ndata: c\n\n');
+    assert.deepEqual(events.map((event) => event.retry), [undefined, 1500, 1500]);
+    assert.equal('retry' in events[0], false);
+  });
   it('takes retry only in digits', () => {
     const parser = new SseParser();
     for (const [value, expected] of [['x', null], ['-1', null], ['1.5', null], ['1500', 1500], ['', 1500], [' 7', 1500]]) {

@@ -13,12 +13,13 @@ import json
 import os
 import shutil
 import signal
+import socket
 import subprocess
 import sys
 import tempfile
 import time
 import urllib.parse
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -29,14 +30,16 @@ sys.path[:0] = [str(ROOT / "module-src" / "tests" / "integration"), str(ROOT / "
 from daemons import Daemon, Running  # noqa: E402  (of the conformance suite)
 from handoff_httpd import PROBLEM, Httpd, free_port, wait_until, writable_run  # noqa: E402  (of the module's tests)
 
-PACE, SLOW_PACE = 200.0, 20.0
-"""Events per second of the demo's answer; the slow one for what is asked below /slow/, so that somebody can watch."""
+PACES = {"demo": 200.0, "slow": 100.0, "endless": 1.0}
+"""Events per second of the demo's answer, some 250 events. What is asked below /slow/ can be watched, and what is asked
+below /endless/ does not end while a test runs."""
 FPM_CHILDREN = 4
 ECHO = ["/post-body.php", "/history.php", "/rate-limit.php", "/session-lock.php", "/framework.php"]
 """What is asked here is answered with the data that the application sent, as the daemon got it."""
 
 
 def daemon_config(model_url: str) -> str:
+    paces = "".join(f'[backends.{name}]\ntype = "demo"\ntokens_per_second = {pace}\n' for name, pace in PACES.items())
     return f"""
 [backend]
 default = "demo"
@@ -49,12 +52,10 @@ backend = "model"
 [[routes]]
 path = ["/slow/"]
 backend = "slow"
-[backends.demo]
-type = "demo"
-tokens_per_second = {PACE}
-[backends.slow]
-type = "demo"
-tokens_per_second = {SLOW_PACE}
+[[routes]]
+path = ["/endless/"]
+backend = "endless"
+{paces}
 [backends.echo]
 type = "exec"
 command = ["/usr/bin/cat"]
@@ -138,13 +139,12 @@ class Client:
 
 @dataclass(slots=True)
 class Chain:
-    """What is running. ``docroot`` is served; ``state`` can be written by PHP; ``balancer`` is a TLS port or 0."""
+    """What is running. ``docroot`` is served; ``state`` can be written by PHP; ``balancer``: where asked for."""
 
     httpd: Httpd
     daemon: Running
     state: Path
-    balancer: int = 0
-    start_daemon: Callable[[], None] = lambda: None
+    balancer: Balancer | None = None
 
     @property
     def docroot(self) -> Path:
@@ -153,6 +153,12 @@ class Chain:
     @property
     def port(self) -> int:
         return self.httpd.port("main")
+
+    @property
+    def https(self) -> str:
+        """The address of the balancer."""
+        assert self.balancer is not None
+        return f"https://localhost:{self.balancer.port}"
 
     def client(self) -> Client:
         return Client(self.port)
@@ -167,11 +173,13 @@ class Chain:
             else:
                 shutil.copy(source, target)
 
-    def kill_daemon(self) -> None:
-        """As a crash would: all its processes at once, without a word to anybody."""
+    def kill_streams(self) -> None:
+        """As a crash would: the daemon's workers end without a word to anybody. Its supervisor starts new ones."""
         for process in self.daemon._processes:
-            os.killpg(process.pid, signal.SIGKILL)
-            process.wait()
+            children = Path(f"/proc/{process.pid}/task/{process.pid}/children").read_text().split()
+            assert children, "the daemon has no worker"
+            for child in children:
+                os.kill(int(child), signal.SIGKILL)
 
 
 def start_fpm(httpd: Httpd, state: Path, *, with_ini: bool, environment: dict[str, str]) -> subprocess.Popen[bytes]:
@@ -200,34 +208,25 @@ def start_fpm(httpd: Httpd, state: Path, *, with_ini: bool, environment: dict[st
     return process
 
 
-def start_balancer(httpd: Httpd) -> tuple[subprocess.Popen[bytes], int]:
-    """HAProxy that speaks TLS and HTTP/2 to browsers, as the role handoff_lb sets it up, and its port."""
-    port, directory = free_port(), httpd.root / "haproxy"
-    directory.mkdir()
-    pem = directory / "site.pem"
-    subprocess.run(
-        [
-            *(
-                "openssl",
-                "req",
-                "-x509",
-                "-newkey",
-                "ec",
-                "-pkeyopt",
-                "ec_paramgen_curve:P-256",
-                "-nodes",
-                "-days",
-                "2",
-            ),
-            *("-subj", "/CN=localhost", "-addext", "subjectAltName=DNS:localhost"),
-            *("-keyout", str(directory / "key"), "-out", str(directory / "certificate")),
-        ],
-        check=True,
-        capture_output=True,
-    )
-    pem.write_text((directory / "certificate").read_text() + (directory / "key").read_text())
-    config = directory / "haproxy.cfg"
-    config.write_text(f"""
+class Balancer:
+    """HAProxy that speaks TLS and HTTP/2 to browsers, as the role handoff_lb sets it up."""
+
+    def __init__(self, httpd: Httpd) -> None:
+        self.port = free_port()
+        self._directory = httpd.root / "haproxy"
+        self._directory.mkdir()
+        pem, key, certificate = (self._directory / name for name in ("site.pem", "key", "certificate"))
+        subprocess.run(
+            [
+                *("openssl", "req", "-x509", "-newkey", "ec", "-pkeyopt", "ec_paramgen_curve:P-256", "-nodes"),
+                *("-subj", "/CN=localhost", "-addext", "subjectAltName=DNS:localhost", "-days", "2"),
+                *("-keyout", str(key), "-out", str(certificate)),
+            ],
+            check=True,
+            capture_output=True,
+        )
+        pem.write_text(certificate.read_text() + key.read_text())
+        (self._directory / "haproxy.cfg").write_text(f"""
 global
     ssl-default-bind-options ssl-min-ver TLSv1.2
 defaults
@@ -238,23 +237,28 @@ defaults
     timeout client 60s
     timeout server 60s
 listen site
-    bind 127.0.0.1:{port} ssl crt {pem} alpn h2,http/1.1
+    bind 127.0.0.1:{self.port} ssl crt {pem} alpn h2,http/1.1
     server web 127.0.0.1:{httpd.port("main")}
 """)
-    process = subprocess.Popen(
-        ["/usr/sbin/haproxy", "-db", "-f", str(config)], stdin=subprocess.DEVNULL, stderr=(directory / "log").open("wb")
-    )
+        self.start()
 
-    def answers() -> bool:
-        if process.poll() is not None:
-            raise RuntimeError((directory / "log").read_text())
-        with contextlib.suppress(OSError):
-            http.client.HTTPConnection("127.0.0.1", port, timeout=1).connect()
+    def start(self) -> None:
+        with (self._directory / "log").open("wb") as log:
+            command = ["/usr/sbin/haproxy", "-db", "-f", str(self._directory / "haproxy.cfg")]
+            self._process = subprocess.Popen(command, stdin=subprocess.DEVNULL, stderr=log)
+        wait_until(self._answers, "HAProxy listens")
+
+    def _answers(self) -> bool:
+        if self._process.poll() is not None:
+            raise RuntimeError((self._directory / "log").read_text())
+        with contextlib.suppress(OSError), socket.create_connection(("127.0.0.1", self.port), 1):
             return True
         return False
 
-    wait_until(answers, "HAProxy listens")
-    return process, port
+    def kill(self) -> None:
+        """Every connection through it breaks."""
+        self._process.kill()
+        self._process.wait()
 
 
 @contextlib.contextmanager
@@ -286,8 +290,12 @@ def chain(
         state.mkdir(mode=0o700)
         Httpd.chown(state)
         main = httpd.port("main")
+        variables = {"HANDOFF_STATE": str(state), "HANDOFF_APP_CONFIG": f"{state}/app.php", **(environment or {})}
         fpm = start_fpm(
-            httpd, state, with_ini=with_ini, environment={**(environment or {}), "HANDOFF_STATE": str(state)}
+            httpd,
+            state,
+            with_ini=with_ini,
+            environment=variables,
         )
         stack.callback(lambda: (fpm.send_signal(signal.SIGTERM), fpm.wait(10)))
         targets = "".join(
@@ -301,6 +309,8 @@ DocumentRoot {httpd.root}/htdocs
 DirectoryIndex index.php index.html
 AddType text/javascript .js
 AddType text/html .html
+AddType text/css .css
+AddType image/svg+xml .svg
 {targets}
 <Directory {httpd.root}/htdocs>
     Require all granted
@@ -314,10 +324,10 @@ AddType text/html .html
 </FilesMatch>
 {directives}
 """)
-        one = Chain(httpd, daemon, state, start_daemon=daemon.start)
+        one = Chain(httpd, daemon, state)
         if balancer:
-            proxy, one.balancer = start_balancer(httpd)
-            stack.callback(lambda: (proxy.terminate(), proxy.wait(10)))
+            one.balancer = Balancer(httpd)
+            stack.callback(one.balancer.kill)
         wait_for_daemon(one)
         yield one
 

@@ -18,7 +18,7 @@ ROOT = Path(__file__).resolve().parents[2]
 # Of what git tracks, only a developer needs these.
 DEVELOPERS = re.compile(
     r"[.].*|galaxy[.]yml|ruff[.]toml|(benchmarks|molecule|script|tests|changelogs/fragments)/.*|changelogs/README[.]md"
-    r"|(daemon-src/(tests|tools)|examples/php-app/tests|module-src/tests)/.*|module-src/[.]clang-tidy"
+    r"|(daemon-src/(tests|tools)|examples/php-(app|helper)/tests|module-src/tests)/.*|module-src/[.]clang-tidy"
 )
 
 

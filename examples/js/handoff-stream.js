@@ -1,0 +1,1 @@
+../php-app/public/handoff-stream.js
