@@ -291,6 +291,7 @@ def chain(
         Httpd.chown(state)
         main = httpd.port("main")
         variables = {"HANDOFF_STATE": str(state), "HANDOFF_APP_CONFIG": f"{state}/app.php", **(environment or {})}
+        variables = {name: value.replace("{state}", str(state)) for name, value in variables.items()}
         fpm = start_fpm(
             httpd,
             state,

@@ -7,6 +7,7 @@ use InvalidArgumentException;
 use JsonException;
 use LengthException;
 use LogicException;
+use stdClass;
 
 /**
  * Gives this request's connection to a daemon, by the response headers that Apache's mod_socket_handoff acts on.
@@ -196,7 +197,7 @@ final class SocketHandoff
         if (is_string($value) && preg_match('//u', $value) !== 1) {
             throw new InvalidArgumentException("$name is not valid UTF-8");
         }
-        foreach (is_array($value) ? $value : [] as $key => $member) {
+        foreach (is_array($value) || $value instanceof stdClass ? $value : [] as $key => $member) {
             self::checkText(is_int($key) ? "{$name}[$key]" : "$name.$key", $member);
         }
     }
@@ -205,27 +206,37 @@ final class SocketHandoff
     {
         $form = 'an array of ["role" => string, "content" => string or parts]';
         self::expect(is_array($value) && array_is_list($value), 'messages', $value, $form);
-        foreach ($value as $number => $message) {
+        foreach ($value as $number => $given) {
             $here = "messages[$number]";
-            self::expect(self::isObject($message), $here, $message, 'an array with "role" and "content"');
+            $message = self::object($given);
+            self::expect($message !== null, $here, $given, 'an array with "role" and "content"');
             self::expect(is_string($message['role'] ?? null), "$here.role", $message['role'] ?? null, 'a string');
             $content = $message['content'] ?? null;
-            $parts = is_array($content) && array_is_list($content)
-                && array_filter($content, static fn (mixed $part): bool => !self::isObject($part)) === [];
+            $parts = is_array($content) && array_is_list($content) && !in_array(null, array_map(self::object(...), $content), true);
             $called = $content === null && !empty($message['tool_calls']);
             self::expect(is_string($content) || $parts || $called, "$here.content", $content, 'a string or a list of parts');
         }
     }
 
-    /** Whether json_encode makes an object of it, as far as PHP knows: [] may be either. */
-    private static function isObject(mixed $value): bool
+    /**
+     * The members of what json_encode makes an object of, as far as PHP knows: [] may be either. Null: of nothing else.
+     * A stdClass comes from json_decode, and is how an empty object, as in a tool's schema, stays one.
+     *
+     * @return array<mixed>|null
+     */
+    private static function object(mixed $value): ?array
     {
-        return is_array($value) && ($value === [] || !array_is_list($value));
+        if ($value instanceof stdClass) {
+            return get_object_vars($value);
+        }
+        return is_array($value) && ($value === [] || !array_is_list($value)) ? $value : null;
     }
 
     private static function checkDemo(mixed $value): void
     {
-        self::expect(self::isObject($value), 'demo', $value, 'an array with "tokens" and "tokens_per_second"');
+        $given = $value;
+        $value = self::object($given);
+        self::expect($value !== null, 'demo', $given, 'an array with "tokens" and "tokens_per_second"');
         if (isset($value['tokens'])) {
             self::checkInteger('demo.tokens', $value['tokens'], 1, 100000);
         }
@@ -236,7 +247,9 @@ final class SocketHandoff
 
     private static function checkResume(mixed $value): void
     {
-        self::expect(self::isObject($value), 'resume', $value, 'an array with "id"');
+        $given = $value;
+        $value = self::object($given);
+        self::expect($value !== null, 'resume', $given, 'an array with "id"');
         $id = $value['id'] ?? null;
         $form = '16 to 128 letters, digits, "-", ".", "_" and "~", impossible to guess: bin2hex(random_bytes(16))';
         self::expect(is_string($id) && preg_match('/^[A-Za-z0-9._~-]{16,128}$/D', $id) === 1, 'resume.id', $id, $form);

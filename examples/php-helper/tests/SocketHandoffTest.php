@@ -180,6 +180,16 @@ final class SocketHandoffTest extends TestCase
         }
     }
 
+    public function testWhatJsonDecodeMadeStaysWhatItWas(): void
+    {
+        $json = '{"messages":[{"role":"user","content":[{"type":"text","text":"a"}]}],"tools":[{"parameters":{"properties":{}}}]'
+            . ',"resume":{"id":"0123456789abcdef"},"demo":{}}';
+        $members = get_object_vars(json_decode($json, false, 100, JSON_THROW_ON_ERROR));
+        self::assertSame($json, SocketHandoff::to('llm')->with($members)->headers()['X-Handoff-Data']);
+        $this->expectExceptionMessage('messages[0].content is missing');
+        SocketHandoff::to('llm')->with(['messages' => [json_decode('{"role":"user"}')]]);
+    }
+
     /** The vectors that the daemon's own tests read: what it refuses is refused here, by the same name, and nothing else. */
     public function testItAgreesWithTheDaemonAboutEveryVector(): void
     {
