@@ -47,6 +47,10 @@ default = "demo"
 path = {json.dumps(ECHO)}
 backend = "echo"
 [[routes]]
+path = ["/normalised/"]
+backend = "model"
+output = "normalised"
+[[routes]]
 target = ["model"]
 backend = "model"
 [[routes]]
@@ -349,3 +353,11 @@ def wait_for_daemon(one: Chain) -> None:
 def complaints(one: Chain) -> list[str]:
     """What Apache's error log says that no example may cause."""
     return [line for line in one.httpd.take_log() if PROBLEM.search(line)]
+
+
+def openai_api_wiring() -> str:
+    """What the README of examples/openai-api tells to configure, but for the target, which the chain has."""
+    readme = (ROOT / "examples" / "openai-api" / "README.md").read_text()
+    target, _, rest = readme.split("```apache\n")[1].split("```")[0].partition("\n")
+    assert target.startswith("SocketHandoffTarget model ")
+    return rest

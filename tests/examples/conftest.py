@@ -10,7 +10,7 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from queue import SimpleQueue
 
 import pytest
-from chain import ROOT, Chain, Client, chain, complaints
+from chain import ROOT, Chain, Client, chain, complaints, openai_api_wiring
 from openai_server import OpenAIServer
 
 SNIPPETS = ROOT / "examples" / "php-snippets"
@@ -65,17 +65,9 @@ def site(search: Search, server: OpenAIServer) -> Iterator[Chain]:
     """Apache, PHP-FPM and the daemon, with the snippets as somebody installs them: beside the class."""
     # What PHP finds in its environment; {state} is the directory that it can write to.
     environment = {"SEARCH_URL": f"http://127.0.0.1:{search.port}/", "API_TOKENS": "{state}/api-tokens.php"}
-    with chain(server.url, directives=apache_wiring(), balancer=True, environment=environment) as one:
+    with chain(server.url, directives=openai_api_wiring(), balancer=True, environment=environment) as one:
         one.install(HELPER, *sorted(SNIPPETS.glob("*.php")))
         yield one
-
-
-def apache_wiring() -> str:
-    """What the README of examples/openai-api tells to configure, but for the target, which the chain has."""
-    readme = (ROOT / "examples" / "openai-api" / "README.md").read_text()
-    target, _, rest = readme.split("```apache\n")[1].split("```")[0].partition("\n")
-    assert target.startswith("SocketHandoffTarget model ")
-    return rest
 
 
 @pytest.fixture(autouse=True)
