@@ -15,6 +15,12 @@ const { SseParser, StreamError, answer, viaEventSource, viaFetch } = await impor
   `data:text/javascript;base64,${source.toString('base64')}`
 );
 
+it('is the same file in examples/js, where others copy it from', async () => {
+  // No link: ansible-galaxy installs no collection that has one which leads to another directory.
+  const copy = await readFile(new URL('../../examples/js/handoff-stream.js', import.meta.url));
+  assert.ok(copy.equals(source), 'cp examples/php-app/public/handoff-stream.js examples/js/');
+});
+
 const parse = (...chunks) => {
   const parser = new SseParser();
   return chunks.flatMap((chunk) => parser.push(chunk));
