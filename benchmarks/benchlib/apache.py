@@ -90,11 +90,15 @@ class Apache:
     cores: set[int]
     config: str
     port: int = field(default_factory=free_port)
+    # How many processes and workers, and LoadModule lines of what is under test; "" for the benchmarks of the handoff itself:
+    # WORKERS that are all there from the start, and their application.
+    sizes: str = ""
+    modules: str = ""
     _process: subprocess.Popen[bytes] | None = None
 
     def __post_init__(self) -> None:
         for name in ("htdocs", "logs"):
-            (self.root / name).mkdir(parents=True)
+            (self.root / name).mkdir(parents=True, exist_ok=True)
         self.root.chmod(0o755)
         if os.geteuid() == 0:
             shutil.chown(self.root / "logs", "www-data", "www-data")
@@ -109,12 +113,13 @@ class Apache:
 
     def _configuration(self) -> str:
         root = self.root
-        sizes = (
+        sizes = self.sizes or (
             f"StartServers {WORKERS}\nMinSpareServers 1\nMaxSpareServers {WORKERS}\nServerLimit {WORKERS}\n"
             if self.mpm == "prefork"
             else f"StartServers {PROCESSES}\nServerLimit {PROCESSES}\nThreadsPerChild {WORKERS // PROCESSES}\n"
             f"MinSpareThreads 1\nMaxSpareThreads {WORKERS}\n"
-        )
+        ) + f"MaxRequestWorkers {WORKERS}\nMaxConnectionsPerChild 0\nMaxKeepAliveRequests 0\n"
+        tested = self.modules or f"LoadModule bench_module {BUILD}/mod_bench.so"
         modules = "\n".join(
             f"LoadModule {name}_module {apxs('LIBEXECDIR')}/mod_{name}.so"
             for name in (f"mpm_{self.mpm}", *DEFAULT_MODULES)
@@ -122,8 +127,7 @@ class Apache:
         return (
             f"ServerRoot {root}\nServerName localhost\nPidFile {root}/logs/pid\nDefaultRuntimeDir {root}/logs\n"
             f"Mutex file:{root}/logs default\nErrorLog {root}/logs/error\nLogLevel warn\n"
-            f"{modules}\nLoadModule bench_module {BUILD}/mod_bench.so\n{sizes}"
-            f"MaxRequestWorkers {WORKERS}\nMaxConnectionsPerChild 0\nMaxKeepAliveRequests 0\n"
+            f"{modules}\n{tested}\n{sizes}"
             f"{'User www-data' if os.geteuid() == 0 else ''}\n{'Group www-data' if os.geteuid() == 0 else ''}\n"
             f"Listen 127.0.0.1:{self.port}\nDocumentRoot {root}/htdocs\nTypesConfig /etc/mime.types\n"
             'LogFormat "%h %l %u %t \\"%r\\" %>s %O \\"%{Referer}i\\" \\"%{User-Agent}i\\"" combined\n'
@@ -146,7 +150,7 @@ class Apache:
                 start_new_session=True,  # prefork stops its children by a signal to its group
                 preexec_fn=on_cores(self.cores),
             )
-        expected = 0 if under else WORKERS if self.mpm == "prefork" else PROCESSES
+        expected = 0 if under else 1 if self.sizes else WORKERS if self.mpm == "prefork" else PROCESSES
         deadline = time.monotonic() + PATIENCE
         while not (self._listens() and len(self.workers()) >= expected):
             if self._process.poll() is not None or time.monotonic() > deadline:

@@ -7,7 +7,10 @@
  * as little as it can. Takes handoffs and writes "tokens" events at "tokens_per_second", as the
  * message asks, each by a system call of its own; it understands no message beyond those two.
  *
- * usage: nullstream SOCKET
+ * usage: nullstream SOCKET [fdpass]
+ *
+ * With fdpass it is what mod_proxy_fdpass hands clients to: a SOCK_STREAM socket, a head that is already
+ * written, and nothing that says how much is wanted: one event per second until the client leaves.
  *
  * Prints "ready" when it listens. One thread, one epoll, one look at all streams per millisecond.
  */
@@ -15,6 +18,7 @@
 #define _GNU_SOURCE 1
 
 #include <errno.h>
+#include <limits.h>
 #include <stdint.h>
 #include <stdio.h>
 #include <stdlib.h>
@@ -42,6 +46,7 @@
     "X-Accel-Buffering: no\r\n" \
     "\r\n"
 #define EVENT "1e\r\ndata: {\"content\":\" nothing\"}\n\n\r\n"
+#define BARE_EVENT "data: {\"content\":\" nothing\"}\n\n"
 #define END "e\r\ndata: [DONE]\n\n\r\n0\r\n\r\n"
 
 typedef struct {
@@ -52,6 +57,7 @@ typedef struct {
 
 static stream streams[MAX_FD];
 static int epoll_fd, highest;
+static int fdpass;
 
 static int64_t now_ns(void)
 {
@@ -95,7 +101,7 @@ static void go_on(int fd, int64_t now)
     stream *s = &streams[fd];
 
     while (s->left > 0 && (s->pace >= FASTEST || s->due <= now)) {
-        put(fd, EVENT, sizeof(EVENT) - 1);
+        put(fd, fdpass ? BARE_EVENT : EVENT, (fdpass ? sizeof(BARE_EVENT) : sizeof(EVENT)) - 1);
         s->left--;
         s->due += (int64_t)(SECOND / s->pace);
         if (s->left == 0) {
@@ -110,15 +116,20 @@ static void begin(int fd, const char *message)
     struct epoll_event event = { .events = EPOLLIN | EPOLLRDHUP, .data.fd = fd };
     stream *s = &streams[fd];
 
-    s->left = (long)number_of(message, "\"tokens\\\"", 10);
-    s->pace = number_of(message, "tokens_per_second", 20);
+    s->left = fdpass ? LONG_MAX : (long)number_of(message, "\"tokens\\\"", 10);
+    s->pace = fdpass ? 1 : number_of(message, "tokens_per_second", 20);
     s->due = now_ns();
     highest = fd > highest ? fd : highest;
     if (epoll_ctl(epoll_fd, EPOLL_CTL_ADD, fd, &event) != 0) {
         die("epoll_ctl");
     }
     /* Head and first event in one piece, as a daemon that knows its business. */
-    put(fd, HEAD EVENT, sizeof(HEAD EVENT) - 1);
+    if (fdpass) {
+        put(fd, BARE_EVENT, sizeof(BARE_EVENT) - 1);
+    }
+    else {
+        put(fd, HEAD EVENT, sizeof(HEAD EVENT) - 1);
+    }
     s->left--;
     s->due += (int64_t)(SECOND / s->pace);
     go_on(fd, s->due - 1);
@@ -193,8 +204,9 @@ int main(int argc, char **argv)
     int64_t swept = 0;
     int listener;
 
-    if (argc != 2 || strlen(argv[1]) >= sizeof(address.sun_path)) {
-        fprintf(stderr, "usage: nullstream SOCKET\n");
+    fdpass = argc == 3 && strcmp(argv[2], "fdpass") == 0;
+    if (argc != 2 + fdpass || strlen(argv[1]) >= sizeof(address.sun_path)) {
+        fprintf(stderr, "usage: nullstream SOCKET [fdpass]\n");
         return 2;
     }
     if (getrlimit(RLIMIT_NOFILE, &files) == 0) {
@@ -203,7 +215,7 @@ int main(int argc, char **argv)
     }
     strcpy(address.sun_path, argv[1]);
     epoll_fd = epoll_create1(EPOLL_CLOEXEC);
-    listener = socket(AF_UNIX, SOCK_SEQPACKET | SOCK_NONBLOCK | SOCK_CLOEXEC, 0);
+    listener = socket(AF_UNIX, (fdpass ? SOCK_STREAM : SOCK_SEQPACKET) | SOCK_NONBLOCK | SOCK_CLOEXEC, 0);
     event.data.fd = listener;
     if (listener < 0 || bind(listener, (struct sockaddr *)&address, sizeof(address)) != 0
         || listen(listener, BACKLOG) != 0

@@ -3,23 +3,35 @@
  */
 
 /*
- * Hands TCP clients to a streaming daemon as Apache would, and is the clients.
+ * Opens streams and is the clients: through a web server, or handed to a streaming daemon as Apache
+ * would hand them over.
  *
- * usage: streams SOCKET MESSAGE N burst | ramp RATE | loop SECONDS
+ * usage: streams TARGET MESSAGE N burst | ramp RATE | loop SECONDS | steps
  *
  *   burst          N connections are made first, then all are handed over as fast as they are taken
  *   ramp RATE      RATE handoffs per second, N in all, each with its connection
  *   loop SECONDS   N at a time; whenever an answer is complete another one begins
+ *   steps          none at first and N at most; standard input says how many
  *
- * SOCKET is a SOCK_SEQPACKET socket. The file MESSAGE is what is sent with each client; every
- * "@@@@@@@@" in it becomes the client's number in eight hexadecimal digits, so that everybody has an
- * id, a user and an address of his own.
+ * TARGET is the path of a SOCK_SEQPACKET socket, or tcp:PORT, a web server on 127.0.0.1 (steps only).
+ * The file MESSAGE is what is sent with each client, or each client's request; every "@@@@@@@@" in
+ * it becomes the client's number in eight hexadecimal digits, so that everybody has an id, a user
+ * and an address of his own.
  *
- * Prints a line of JSON when every client has its first event (loop: when it is over). After burst
- * and ramp the streams stay, and standard input says what next: "count SECONDS" counts events and
- * prints another line, end of file ends. Latency is from connect(2) to the daemon's socket to the
- * first byte of "data: " in the client's hands. Failures: handoff (nobody took it), status (not a
- * 200), cut (ended without [DONE]), late (nothing came for twenty seconds).
+ * Prints a line of JSON when every client has its first event (loop: when it is over; steps: none).
+ * But for loop the streams stay, and standard input says what next; each line is answered by one:
+ *
+ *   count SECONDS [INTERVAL_MS]    counts events; with the interval at which each stream sends them
+ *                                  also how much later they come than the first one promised
+ *   grow TOTAL RATE PATIENCE       opens more until there were TOTAL, and waits for first events, but
+ *                                  no longer than PATIENCE seconds after the last was opened
+ *   finish SECONDS                 waits so long for the streams to come to their ends
+ *
+ * End of file ends. Latency is from connect(2), to the daemon's socket or to the web server, to the
+ * first byte of "data: " in the client's hands. Failures: handoff (nobody took it; refused or ended
+ * before anything came), status (not a 200), cut (ended without [DONE]), late (nothing came for
+ * twenty seconds). With steps they are for the caller to judge: "live" are there and have begun,
+ * "waiting" are there and have not.
  *
  * All connections of the generator end with RST (SO_LINGER 0): no TIME_WAIT, and no entries that
  * fill the table of a connection-tracking firewall; loadgen.c says more. One thread and one epoll.
@@ -58,8 +70,10 @@ typedef struct {
     int fd, other;                /* ours, and the end that the daemon gets; -1: none             */
     int matched;                  /* of MARK, at the end of what has come                         */
     int began_reading, first;     /* the head's first bytes are here; so is the first event       */
+    int to_send;                  /* the request is not on its way yet                            */
     int64_t began;                /* 0: the handoff was not tried yet                             */
-    unsigned have;
+    int64_t first_at;
+    unsigned have, seen;          /* bytes in tail; events after the first                        */
     char tail[TAIL];
 } client;
 
@@ -72,8 +86,16 @@ static struct sockaddr_in self;
 static int epoll_fd, listener;
 static unsigned number;
 
-static uint32_t *latencies;             /* microseconds */
-static size_t latency_count, latency_room;
+typedef struct {
+    uint32_t *values;                   /* microseconds */
+    size_t count, room;
+} series;
+
+static series latencies, latenesses;
+static int64_t interval;                /* nanoseconds between a stream's events; 0: lateness is not looked at */
+static int front_door;                  /* the target is a web server */
+static struct sockaddr_in door;
+static long opened;                     /* of `clients`, by steps */
 static unsigned long long events, bytes, reads;
 static unsigned long handed, firsts, completed, retries;
 static unsigned long failed_handoff, failed_status, failed_cut, failed_late;
@@ -93,16 +115,16 @@ static void die(const char *what)
     exit(1);
 }
 
-static void record(int64_t ns)
+static void record(series *s, int64_t ns)
 {
-    if (latency_count == latency_room) {
-        latency_room = latency_room != 0 ? latency_room * 2 : 65536;
-        latencies = realloc(latencies, latency_room * sizeof(*latencies));
-        if (latencies == NULL) {
+    if (s->count == s->room) {
+        s->room = s->room != 0 ? s->room * 2 : 65536;
+        s->values = realloc(s->values, s->room * sizeof(*s->values));
+        if (s->values == NULL) {
             die("realloc");
         }
     }
-    latencies[latency_count++] = (uint32_t)(ns / 1000);
+    s->values[s->count++] = (uint32_t)(ns / 1000);
 }
 
 static void read_message(const char *path)
@@ -116,37 +138,46 @@ static void read_message(const char *path)
     fclose(file);
 }
 
-static void put_number(char *text)
+static void put_number_of(char *text, unsigned value)
 {
     char digits[9];
     char *at = text;
 
-    snprintf(digits, sizeof(digits), "%08x", number++);
+    snprintf(digits, sizeof(digits), "%08x", value);
     while ((at = strstr(at, "@@@@@@@@")) != NULL) {
         memcpy(at, digits, 8);
     }
 }
 
-/* A TCP connection whose both ends are ours. */
-static void make_pair(client *c)
+/* A socket from an address of its own; `more` is for socket(2). */
+static void make_socket(client *c, int more)
 {
     struct sockaddr_in source = { .sin_family = AF_INET };
     struct linger reset = { .l_onoff = 1, .l_linger = 0 };
-    struct epoll_event event = { .events = EPOLLIN, .data.ptr = c };
-    struct sockaddr_in peer;
-    socklen_t length = sizeof(source);
     int on = 1;
 
     memset(c, 0, sizeof(*c));
-    c->fd = socket(AF_INET, SOCK_STREAM | SOCK_CLOEXEC, 0);
+    c->fd = socket(AF_INET, SOCK_STREAM | SOCK_CLOEXEC | more, 0);
     if (c->fd < 0) {
         die("socket");
     }
     source.sin_addr.s_addr = htonl(0x7f000101u + number % SOURCES);
     (void)setsockopt(c->fd, SOL_SOCKET, SO_LINGER, &reset, sizeof(reset));
     (void)setsockopt(c->fd, IPPROTO_IP, IP_BIND_ADDRESS_NO_PORT, &on, sizeof(on));
-    if (bind(c->fd, (struct sockaddr *)&source, sizeof(source)) != 0
-        || connect(c->fd, (struct sockaddr *)&self, sizeof(self)) != 0) {
+    if (bind(c->fd, (struct sockaddr *)&source, sizeof(source)) != 0) {
+        die("bind");
+    }
+}
+
+/* A TCP connection whose both ends are ours. */
+static void make_pair(client *c)
+{
+    struct sockaddr_in source, peer;
+    struct epoll_event event = { .events = EPOLLIN, .data.ptr = c };
+    socklen_t length = sizeof(source);
+
+    make_socket(c, 0);
+    if (connect(c->fd, (struct sockaddr *)&self, sizeof(self)) != 0) {
         die("connect");
     }
     if (getsockname(c->fd, (struct sockaddr *)&source, &length) != 0) {
@@ -215,7 +246,7 @@ static int hand_over(client *c)
         return 1;
     }
     memcpy(text, message, message_length + 1);
-    put_number(text);
+    put_number_of(text, number++);
     cmsg->cmsg_level = SOL_SOCKET;
     cmsg->cmsg_type = SCM_RIGHTS;
     cmsg->cmsg_len = CMSG_LEN(sizeof(int));
@@ -232,6 +263,42 @@ static int hand_over(client *c)
         end_client(c);
     }
     return 1;
+}
+
+/* A client's request, once its connection is there. */
+static void ask(client *c)
+{
+    static char text[MAX_MESSAGE];
+    struct epoll_event event = { .events = EPOLLIN, .data.ptr = c };
+
+    memcpy(text, message, message_length + 1);
+    put_number_of(text, (unsigned)(c - clients));
+    if (send(c->fd, text, message_length, MSG_NOSIGNAL) == (ssize_t)message_length) {
+        c->to_send = 0;
+        handed++;
+        (void)epoll_ctl(epoll_fd, EPOLL_CTL_MOD, c->fd, &event);
+    }
+}
+
+/* What a browser does. */
+static void knock(client *c)
+{
+    struct epoll_event event = { .events = EPOLLIN | EPOLLOUT, .data.ptr = c };
+
+    make_socket(c, SOCK_NONBLOCK);
+    number++;
+    c->other = -1;
+    c->to_send = 1;
+    c->began = now_ns();
+    if (connect(c->fd, (struct sockaddr *)&door, sizeof(door)) != 0 && errno != EINPROGRESS) {
+        failed_handoff++;
+        end_client(c);
+        return;
+    }
+    if (epoll_ctl(epoll_fd, EPOLL_CTL_ADD, c->fd, &event) != 0) {
+        die("client");
+    }
+    ask(c);
 }
 
 static void keep_tail(client *c, const char *data, size_t length)
@@ -271,8 +338,16 @@ static void look_at(client *c, const char *data, size_t length)
             if (!c->first) {
                 c->first = 1;
                 firsts++;
-                last_first = now_ns();
-                record(last_first - c->began);
+                c->first_at = last_first = now_ns();
+                record(&latencies, last_first - c->began);
+            }
+            else if (interval > 0) {
+                int64_t late = now_ns() - c->first_at - (int64_t)++c->seen * interval;
+
+                record(&latenesses, late > 0 ? late : 0);
+            }
+            else {
+                c->seen++;
             }
         }
     }
@@ -298,6 +373,9 @@ static int on_readable(client *c)
         completed++;
         events--;                       /* the mark of the end is no event */
     }
+    else if (front_door && !c->began_reading) {
+        failed_handoff++;
+    }
     else {
         failed_cut++;
     }
@@ -319,6 +397,9 @@ static long turn(int timeout, int *quiet)
     for (i = 0; i < n; i++) {
         client *c = ready[i].data.ptr;
 
+        if (c->fd >= 0 && c->to_send && (ready[i].events & EPOLLOUT)) {
+            ask(c);
+        }
         if (c->fd >= 0) {
             over += on_readable(c);
         }
@@ -334,14 +415,23 @@ static int by_value(const void *a, const void *b)
     return (x > y) - (x < y);
 }
 
-static double percentile_ms(double share)
+static double percentile_ms(const series *s, double share)
 {
-    size_t at = (size_t)(share * (double)latency_count);
+    size_t at = (size_t)(share * (double)s->count);
 
-    if (latency_count == 0) {
+    if (s->count == 0) {
         return 0;
     }
-    return latencies[at < latency_count ? at : latency_count - 1] / 1000.0;
+    return s->values[at < s->count ? at : s->count - 1] / 1000.0;
+}
+
+static void print_series(const char *name, const series *s)
+{
+    if (s->count > 0) {
+        qsort(s->values, s->count, sizeof(*s->values), by_value);
+    }
+    printf(", \"%s\": {\"p50\": %.3f, \"p99\": %.3f, \"max\": %.3f}", name, percentile_ms(s, 0.5),
+           percentile_ms(s, 0.99), percentile_ms(s, 1));
 }
 
 static double cpu_seconds(void)
@@ -353,17 +443,34 @@ static double cpu_seconds(void)
            + (double)(used.ru_utime.tv_usec + used.ru_stime.tv_usec) / 1e6;
 }
 
-static void report(double seconds, double cpu)
+/* "due" are the events of live streams since their first that should be here, but for those of the
+ * last quarter of an interval, and "behind" those of them that are not. */
+static void report(double seconds, double cpu, int64_t each)
 {
-    qsort(latencies, latency_count, sizeof(*latencies), by_value);
+    unsigned long live = 0, waiting = 0, due = 0, behind = 0;
+    int64_t now = now_ns();
+    long i;
+
+    for (i = 0; i < opened; i++) {
+        live += clients[i].fd >= 0 && clients[i].first;
+        waiting += clients[i].fd >= 0 && !clients[i].first;
+        if (each > 0 && clients[i].fd >= 0 && clients[i].first) {
+            int64_t age = now - clients[i].first_at - each / 4;
+            unsigned long expected = age > 0 ? (unsigned long)(age / each) : 0;
+
+            due += expected;
+            behind += expected > clients[i].seen ? expected - clients[i].seen : 0;
+        }
+    }
     printf("{\"handoffs\": %lu, \"first_events\": %lu, \"completed\": %lu, \"events\": %llu, "
            "\"reads\": %llu, \"bytes\": %llu, \"retries\": %lu, \"failures\": {\"handoff\": %lu, "
-           "\"status\": %lu, \"cut\": %lu, \"late\": %lu}, \"seconds\": %.6f, "
-           "\"cpu_seconds\": %.6f, \"first_event_ms\": {\"p50\": %.3f, \"p99\": %.3f, "
-           "\"max\": %.3f}}\n",
+           "\"status\": %lu, \"cut\": %lu, \"late\": %lu}, \"streams\": %ld, \"live\": %lu, "
+           "\"waiting\": %lu, \"due\": %lu, \"behind\": %lu, \"seconds\": %.6f, \"cpu_seconds\": %.6f",
            handed, firsts, completed, events, reads, bytes, retries, failed_handoff, failed_status,
-           failed_cut, failed_late, seconds, cpu, percentile_ms(0.5), percentile_ms(0.99),
-           percentile_ms(1));
+           failed_cut, failed_late, opened, live, waiting, due, behind, seconds, cpu);
+    print_series("first_event_ms", &latencies);
+    print_series("lateness_ms", &latenesses);
+    printf("}\n");
     fflush(stdout);
 }
 
@@ -405,20 +512,79 @@ static void open_all(long n, double rate)
     }
     failed_late += (unsigned long)n - firsts - failed_handoff - failed_status - failed_cut;
     report((double)((last_first != 0 ? last_first : now_ns()) - start) / SECOND,
-           cpu_seconds() - cpu);
+           cpu_seconds() - cpu, 0);
 }
 
-static void count(double seconds)
+static void count(double seconds, double interval_ms)
 {
     int64_t start = now_ns(), stop = start + (int64_t)(seconds * SECOND);
     double cpu = cpu_seconds();
     int quiet = 0;
 
     events = bytes = reads = 0;
+    latenesses.count = 0;
+    interval = (int64_t)(interval_ms * 1e6);
     while (now_ns() < stop) {
         (void)turn(10, &quiet);
     }
-    report((double)(now_ns() - start) / SECOND, cpu_seconds() - cpu);
+    interval = 0;
+    report((double)(now_ns() - start) / SECOND, cpu_seconds() - cpu,
+           (int64_t)(interval_ms * 1e6));
+}
+
+/* Of those that were opened. */
+static long ended_or_begun(void)
+{
+    return (long)(firsts + failed_handoff + failed_status + failed_cut);
+}
+
+static void grow(long total, double rate, double patience)
+{
+    int64_t start = now_ns(), last = start;
+    double cpu = cpu_seconds();
+    long before = opened;
+    int quiet = 0;
+
+    latencies.count = 0;
+    last_first = 0;
+    while (opened < total || (ended_or_begun() < opened
+                              && now_ns() < last + (int64_t)(patience * SECOND))) {
+        long due = before + (long)((double)(now_ns() - start) / SECOND * rate) + 1, batch = 0;
+        int full = 0;
+
+        due = due < total ? due : total;
+        while (opened < due && batch++ < AT_ONCE && !full) {
+            client *c = &clients[opened];
+
+            if (front_door) {
+                knock(c);
+            }
+            else {
+                if (c->began == 0) {
+                    make_pair(c);
+                }
+                full = !hand_over(c);
+            }
+            opened += !full;
+            last = now_ns();
+        }
+        (void)turn(opened < due && !full ? 0 : opened < total ? 1 : 20, &quiet);
+    }
+    report((double)((last_first != 0 ? last_first : now_ns()) - start) / SECOND,
+           cpu_seconds() - cpu, 0);
+}
+
+static void finish(double seconds)
+{
+    int64_t start = now_ns(), stop = start + (int64_t)(seconds * SECOND);
+    double cpu = cpu_seconds();
+    int quiet = 0;
+
+    while ((long)(completed + failed_handoff + failed_status + failed_cut) < opened
+           && now_ns() < stop) {
+        (void)turn(20, &quiet);
+    }
+    report((double)(now_ns() - start) / SECOND, cpu_seconds() - cpu, 0);
 }
 
 static void loop(long n, double seconds)
@@ -464,7 +630,7 @@ static void loop(long n, double seconds)
         running -= turn(full ? 1 : 100, &quiet);
     }
     failed_late += (unsigned long)running;
-    report((double)(now_ns() - start) / SECOND, cpu_seconds() - cpu);
+    report((double)(now_ns() - start) / SECOND, cpu_seconds() - cpu, 0);
 }
 
 static void listen_for_ourselves(void)
@@ -481,6 +647,43 @@ static void listen_for_ourselves(void)
     }
 }
 
+/* Where the streams come from; a web server's address begins with "tcp:". */
+static void aim_at(const char *where)
+{
+    if (strncmp(where, "tcp:", 4) == 0) {
+        front_door = 1;
+        door.sin_family = AF_INET;
+        door.sin_port = htons((uint16_t)atoi(where + 4));
+        door.sin_addr.s_addr = htonl(INADDR_LOOPBACK);
+        return;
+    }
+    target.sun_family = AF_UNIX;
+    if (strlen(where) >= sizeof(target.sun_path)) {
+        errno = ENAMETOOLONG;
+        die(where);
+    }
+    strcpy(target.sun_path, where);
+}
+
+static void obey(const char *line, long most)
+{
+    double a = 0, b = 0, c = 0;
+
+    if (sscanf(line, "count %lf %lf", &a, &b) >= 1) {
+        count(a, b);
+    }
+    else if (sscanf(line, "grow %lf %lf %lf", &a, &b, &c) == 3 && a <= (double)most && b > 0) {
+        grow((long)a, b, c);
+    }
+    else if (sscanf(line, "finish %lf", &a) == 1) {
+        finish(a);
+    }
+    else {
+        fprintf(stderr, "not understood, or more than %ld streams: %s", most, line);
+        exit(2);
+    }
+}
+
 int main(int argc, char **argv)
 {
     struct rlimit files;
@@ -488,22 +691,20 @@ int main(int argc, char **argv)
     const char *mode = argc > 4 ? argv[4] : "";
     double argument = argc > 5 ? atof(argv[5]) : 0;
     long n = argc > 3 ? atol(argv[3]) : 0, i;
+    int steps = strcmp(mode, "steps") == 0;
 
-    if (n < 1 || n > MAX_CLIENTS || !(strcmp(mode, "burst") == 0 ? argc == 5
-            : (strcmp(mode, "ramp") == 0 || strcmp(mode, "loop") == 0) && argument > 0)) {
-        fprintf(stderr, "usage: streams SOCKET MESSAGE N burst | ramp RATE | loop SECONDS\n");
+    if (n < 1 || n > MAX_CLIENTS || !(steps || strcmp(mode, "burst") == 0 ? argc == 5
+            : (strcmp(mode, "ramp") == 0 || strcmp(mode, "loop") == 0) && argument > 0)
+        || (!steps && strncmp(argv[1], "tcp:", 4) == 0)) {
+        fprintf(stderr, "usage: streams TARGET MESSAGE N burst | ramp RATE | loop SECONDS | steps "
+                        "(N at most %d; tcp:PORT with steps only)\n", MAX_CLIENTS);
         return 2;
     }
     if (getrlimit(RLIMIT_NOFILE, &files) == 0) {
         files.rlim_cur = files.rlim_max;
         (void)setrlimit(RLIMIT_NOFILE, &files);
     }
-    target.sun_family = AF_UNIX;
-    if (strlen(argv[1]) >= sizeof(target.sun_path)) {
-        errno = ENAMETOOLONG;
-        die(argv[1]);
-    }
-    strcpy(target.sun_path, argv[1]);
+    aim_at(argv[1]);
     read_message(argv[2]);
     epoll_fd = epoll_create1(EPOLL_CLOEXEC);
     listen_for_ourselves();
@@ -512,14 +713,15 @@ int main(int argc, char **argv)
         loop(n, argument);
         return 0;
     }
-    for (i = 0; i < n && argument == 0; i++) {
+    for (i = 0; i < n && argument == 0 && !steps; i++) {
         make_pair(&clients[i]);
     }
-    open_all(n, argument);
+    if (!steps) {
+        open_all(n, argument);
+        opened = n;
+    }
     while (fgets(line, sizeof(line), stdin) != NULL) {
-        if (strncmp(line, "count ", 6) == 0) {
-            count(atof(line + 6));
-        }
+        obey(line, n);
     }
     return 0;
 }

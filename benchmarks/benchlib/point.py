@@ -1,0 +1,283 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The point: how many streams a site can hold open before its plain pages suffer.
+
+A climb is one contender with one number of workers: a fresh server, streams opened level by level and kept, and at
+each level a look at everything. While it looks, a prober asks for a plain PHP page at a steady rate. A
+contender whose plain page no longer comes is asked for the highest level at once, and not for those between. At the
+end of the largest size's climb a fresh lot of short streams shows how many answers are complete to their last byte.
+
+The server has one core, everything that plays a part around it (clients, prober, model) the others.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import tempfile
+import time
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager, suppress
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from benchlib import door, tools
+from benchlib.cpu import split_cores
+from benchlib.daemon import Model, memory
+from benchlib.door import CONTENDERS, Contender, Door
+from benchlib.tools import BUILD, BenchmarkError, on_cores
+
+PACE = 1.0
+"""Events per second of each stream."""
+
+ENDLESS = 100_000
+"""Events: nobody comes to the end of a climb's stream."""
+
+
+@dataclass(frozen=True, slots=True)
+class Settings:
+    """Seconds, streams, per second."""
+
+    workers: tuple[int, ...]
+    levels: tuple[int, ...]
+    rate: float  # at which streams are opened
+    patience: float  # for the first event, and for a plain page
+    settle: float  # between the last first event and a look
+    window: float  # of a look
+    probes: float  # plain pages
+    short: int  # streams of the last lot
+    contenders: tuple[str, ...] = tuple(c.key for c in CONTENDERS)
+
+
+QUICK = Settings((25,), (10, 100, 400), 400.0, 1.5, 0.3, 1.5, 100.0, 100)
+FULL = Settings((25, 150), (10, 100, 1000, 4000, 8000), 1000.0, 3.0, 1.0, 3.0, 150.0, 2000)
+
+Look = dict[str, float]
+Samples = dict[str, dict[str, dict[str, Look]]]
+"""workers -> contender -> level -> what; JSON's keys are text"""
+
+
+class Talker:
+    """A program that answers each line with one of JSON."""
+
+    def __init__(self, command: list[str], cores: set[int], nice: int = 0) -> None:
+        def settle() -> None:
+            on_cores(cores)()
+            if nice:
+                # Root may; others measure with a prober that waits for its turn like everybody.
+                with suppress(PermissionError):
+                    os.setpriority(os.PRIO_PROCESS, 0, nice)
+
+        self._process = subprocess.Popen(
+            command,
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            text=True,
+            preexec_fn=settle,
+        )
+
+    def say(self, line: str) -> None:
+        assert self._process.stdin is not None
+        try:
+            self._process.stdin.write(line + "\n")
+            self._process.stdin.flush()
+        except BrokenPipeError:
+            self.hear()
+
+    def hear(self) -> dict[str, Any]:
+        assert self._process.stdout is not None and self._process.stderr is not None
+        text = self._process.stdout.readline()
+        if not text:
+            raise BenchmarkError(f"{self._process.args} ended: {self._process.stderr.read().strip()}")
+        answer: dict[str, Any] = json.loads(text)
+        return answer
+
+    def ask(self, line: str) -> dict[str, Any]:
+        self.say(line)
+        return self.hear()
+
+    def stop(self) -> None:
+        for stream in (self._process.stdin, self._process.stdout, self._process.stderr):
+            assert stream is not None
+            stream.close()
+        try:
+            self._process.wait(10)
+        except subprocess.TimeoutExpired:
+            self._process.kill()
+            self._process.wait()
+
+
+def cpu_of(pids: list[int]) -> dict[int, int]:
+    """Nanoseconds of each process that is there; benchlib.cpu says how they are read."""
+    used: dict[int, int] = {}
+    for pid in pids:
+        with suppress(OSError):
+            tasks = Path(f"/proc/{pid}/task").iterdir()
+            used[pid] = sum(int((task / "schedstat").read_text().split()[0]) for task in tasks)
+    return used
+
+
+def used_since(before: dict[int, int], after: dict[int, int]) -> int:
+    """Processes that were started in between count from their beginning; those that ended do not count."""
+    return sum(max(0, value - before.get(pid, 0)) for pid, value in after.items())
+
+
+def pss(pids: list[int]) -> int:
+    total = 0
+    for pid in pids:
+        # A worker that has just ended has no memory.
+        with suppress(OSError, IndexError):
+            total += memory([pid])["Pss"]
+    return total
+
+
+@dataclass(slots=True)
+class World:
+    """What stands around every contender."""
+
+    directory: Path
+    ours: set[int]
+    others: set[int]
+    model: Model
+
+    def climb(
+        self, contender: Contender, workers: int, settings: Settings, say: Callable[[str], None]
+    ) -> dict[str, Look]:
+        """level -> what was seen there. Raises BenchmarkError where nothing could be."""
+        self.model.check()
+        with door.opened(contender, self.directory / "door", workers, self.ours, self.model.port) as place:
+            page = self._file("page", door.request(door.get("/page.php"), 0, 1).replace(b"@" * 8, b"f" * 8))
+            prober = Talker(
+                [str(BUILD / "prober"), str(place.port), str(page), str(settings.probes), str(settings.patience)],
+                self.others,
+                nice=-10,
+            )
+            try:
+                self._warm(place, prober, settings)
+                looks = self._levels(place, prober, settings, say)
+                if workers == max(settings.workers) and contender.key != "fdpass":
+                    looks["short"] = self._short(place, settings)
+                return looks
+            finally:
+                prober.stop()
+
+    def _file(self, name: str, text: bytes) -> Path:
+        path = self.directory / name
+        path.write_bytes(text)
+        return path
+
+    def _streams(self, place: Door, many: int, tokens: int) -> Talker:
+        wanted = self._file("request", door.request(place.contender.request, tokens, PACE))
+        return Talker([str(BUILD / "streams"), f"tcp:{place.port}", str(wanted), str(many), "steps"], self.others)
+
+    def _warm(self, place: Door, prober: Talker, settings: Settings) -> None:
+        """A page and a stream, to their ends: what does not work now never will."""
+        seen = prober.ask("count 0.5")
+        if not seen["right"]:
+            raise BenchmarkError(f"{place.contender.key}: no plain page comes: {seen}")
+        streams = self._streams(place, 5, ENDLESS)
+        try:
+            opened = streams.ask(f"grow 5 50 {max(5.0, settings.patience)}")
+            if opened["live"] != 5:
+                raise BenchmarkError(f"{place.contender.key}: of 5 streams {opened['live']} begin: {opened['failures']}")
+        finally:
+            streams.stop()
+        # Until everybody has noticed that they left: the model's next token shows it.
+        time.sleep(1.5 / PACE)
+
+    def _levels(
+        self, place: Door, prober: Talker, settings: Settings, say: Callable[[str], None]
+    ) -> dict[str, Look]:
+        looks: dict[str, Look] = {}
+        streams = self._streams(place, max(settings.levels), ENDLESS)
+        try:
+            idle = self._look(place, streams, prober, settings, 0)
+            looks["0"] = idle
+            alive = True
+            for level in settings.levels:
+                if not alive and level != max(settings.levels):
+                    continue
+                opened = streams.ask(f"grow {level} {settings.rate} {settings.patience}")
+                time.sleep(settings.settle)
+                look = self._look(place, streams, prober, settings, level)
+                look["first_p50_ms"] = opened["first_event_ms"]["p50"]
+                look["first_p99_ms"] = opened["first_event_ms"]["p99"]
+                if look["answered"] > 0.99 and idle["answered"] > 0.99:
+                    spent = look["cpu_s"] / look["seconds"] - idle["cpu_s"] / idle["seconds"]
+                    if look["events"] and spent > 0:
+                        # The plain pages' part is what they cost without streams.
+                        look["cpu_s_per_million"] = spent * look["seconds"] / look["events"] * 1e6
+                looks[str(level)] = look
+                alive = look["answered"] > 0.5
+                say(
+                    f"{place.contender.key}, {place.workers} workers, {level} streams: {look['live']:.0f} live, "
+                    f"page p99 {look['p99_ms']:.1f} ms, {look['answered']:.0%} answered"
+                )
+            return looks
+        finally:
+            streams.stop()
+
+    @staticmethod
+    def _look(place: Door, streams: Talker, prober: Talker, settings: Settings, level: int) -> Look:
+        before = cpu_of(door.tree(place.roots))
+        prober.say(f"count {settings.window}")
+        began = time.monotonic()
+        counted = streams.ask(f"count {settings.window} {1000 / PACE}")
+        used = used_since(before, cpu_of(door.tree(place.roots)))
+        seconds = time.monotonic() - began
+        page = prober.hear()
+        live = counted["live"]
+        look = {
+            "wanted": level,
+            "live": live,
+            "waiting": counted["waiting"],
+            "failed": level - live - counted["waiting"],
+            "answered": page["right"] / max(1, page["asked"]),
+            "p50_ms": page["latency_ms"]["p50"],
+            "p99_ms": page["latency_ms"]["p99"],
+            "events": counted["events"],
+            "cpu_s": used / 1e9,
+            "seconds": seconds,
+            "pss": pss(door.tree(place.roots)),
+            "generator_share": counted["cpu_seconds"] / counted["seconds"],
+            "prober_share": page["cpu_seconds"] / page["seconds"],
+        }
+        if live:
+            look["complete"] = 1 - counted["behind"] / max(1, counted["due"])
+            look["late_p50_ms"] = counted["lateness_ms"]["p50"]
+            look["late_p99_ms"] = counted["lateness_ms"]["p99"]
+            look["pss_per_stream"] = look["pss"] / live
+        return look
+
+    def _short(self, place: Door, settings: Settings) -> Look:
+        """Streams of five events, all asked for at the usual rate: how many are complete in twice their time?"""
+        tokens = 5
+        streams = self._streams(place, settings.short, tokens)
+        try:
+            streams.ask(f"grow {settings.short} {settings.rate} 0")
+            ended = streams.ask(f"finish {2 * tokens / PACE}")
+            return {
+                "wanted": settings.short,
+                "completed": ended["completed"],
+                "failed": ended["failures"]["handoff"] + ended["failures"]["status"] + ended["failures"]["cut"],
+                "waiting": ended["waiting"],
+            }
+        finally:
+            streams.stop()
+
+
+@contextmanager
+def world() -> Iterator[World]:
+    ours, others = split_cores()
+    with ExitStack() as stack:
+        directory = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="point-bench-")))
+        directory.chmod(0o755)
+        model = Model(others, [])
+        stack.callback(model.stop)
+        yield World(directory, ours, others, model)
+
+
+def build() -> None:
+    tools.build("point")
