@@ -90,8 +90,8 @@ class Apache:
     cores: set[int]
     config: str
     port: int = field(default_factory=free_port)
-    # How many processes and workers, and LoadModule lines of what is under test; "" for the benchmarks of the handoff itself:
-    # WORKERS that are all there from the start, and their application.
+    # How many processes and workers, and LoadModule lines of what is under test; "" for the benchmarks of the handoff
+    # itself: WORKERS that are all there from the start, and their application.
     sizes: str = ""
     modules: str = ""
     _process: subprocess.Popen[bytes] | None = None
@@ -113,12 +113,16 @@ class Apache:
 
     def _configuration(self) -> str:
         root = self.root
-        sizes = self.sizes or (
-            f"StartServers {WORKERS}\nMinSpareServers 1\nMaxSpareServers {WORKERS}\nServerLimit {WORKERS}\n"
-            if self.mpm == "prefork"
-            else f"StartServers {PROCESSES}\nServerLimit {PROCESSES}\nThreadsPerChild {WORKERS // PROCESSES}\n"
-            f"MinSpareThreads 1\nMaxSpareThreads {WORKERS}\n"
-        ) + f"MaxRequestWorkers {WORKERS}\nMaxConnectionsPerChild 0\nMaxKeepAliveRequests 0\n"
+        sizes = (
+            self.sizes
+            or (
+                f"StartServers {WORKERS}\nMinSpareServers 1\nMaxSpareServers {WORKERS}\nServerLimit {WORKERS}\n"
+                if self.mpm == "prefork"
+                else f"StartServers {PROCESSES}\nServerLimit {PROCESSES}\nThreadsPerChild {WORKERS // PROCESSES}\n"
+                f"MinSpareThreads 1\nMaxSpareThreads {WORKERS}\n"
+            )
+            + f"MaxRequestWorkers {WORKERS}\nMaxConnectionsPerChild 0\nMaxKeepAliveRequests 0\n"
+        )
         tested = self.modules or f"LoadModule bench_module {BUILD}/mod_bench.so"
         modules = "\n".join(
             f"LoadModule {name}_module {apxs('LIBEXECDIR')}/mod_{name}.so"

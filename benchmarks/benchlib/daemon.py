@@ -471,13 +471,20 @@ def make_certificate(directory: Path) -> list[str]:
 
 
 def measure_rounds(
-    world: Bench, settings: Settings, chosen: list[Scenario], contenders: tuple[str, ...], say: Callable[[str], None]
+    world: Bench,
+    settings: Settings,
+    chosen: list[Scenario],
+    contenders: tuple[str, ...],
+    say: Callable[[str], None],
+    first: int = 0,
 ) -> tuple[Samples, dict[str, str]]:
-    """All scenarios and contenders, all rounds; and what cannot be measured, with the reason."""
+    """All scenarios and contenders, all rounds; and what cannot be measured, with the reason.
+
+    ``first`` is the number of the first round: each has an order of its own."""
     samples: Samples = {}
     missing: dict[str, str] = {}
     pairs = [(scenario, who) for scenario in chosen for who in scenario.contenders if who in contenders]
-    for number in range(settings.rounds):
+    for number in range(first, first + settings.rounds):
         random.Random(number).shuffle(pairs)
         for scenario, who in pairs:
             name = f"{scenario.key}/{who}"
@@ -493,7 +500,7 @@ def measure_rounds(
             cell = samples.setdefault(scenario.key, {}).setdefault(who, {})
             for what, value in sample.items():
                 cell.setdefault(what, []).append(value)
-        say(f"round {number + 1} of {settings.rounds}")
+        say(f"round {number + 1 - first} of {settings.rounds}")
     return samples, missing
 
 

@@ -1,15 +1,18 @@
 # SPDX-License-Identifier: Apache-2.0
 """Whole web servers, each with one way to answer a stream: what benchmarks/point compares.
 
-Everything is Debian's and has a configuration of its own below one temporary directory, on loopback. Where a setting is not
-said here it is the package's default. All PHP-FPM pools and all Apaches of one size are set alike; they start with
+Everything is Debian's and has a configuration of its own below one temporary directory, on loopback. Where a setting is
+not said here it is the package's default. All PHP-FPM pools and all Apaches of one size are set alike; they start with
 a few processes and grow to their limit under load, as they do on a host.
 """
 
 from __future__ import annotations
 
+import hashlib
+import hmac
 import os
 import shutil
+import socket
 import subprocess
 import time
 from collections.abc import Callable, Iterator
@@ -49,9 +52,6 @@ def get(path: str) -> str:
 
 def proof() -> str:
     """What php/user.php wants to see: an HMAC over "streams" with its KEY."""
-    import hashlib
-    import hmac
-
     return hmac.new(b"benchmark", b"streams", hashlib.sha256).hexdigest()
 
 
@@ -75,9 +75,8 @@ CONTENDERS = (
               "httpd's own module passes the client to a C program that only writes; no PHP decides who may ask"),
     Contender("x-accel", "nginx X-Accel-Redirect", get("/accel.php?tokens={tokens}&pace={pace}"), ("fpm", "nginx"),
               "PHP-FPM behind nginx decides, nginx fetches the answer from the model; no Apache"),
-    # Contender("pushpin", "Pushpin", get("/grip.php?tokens={tokens}&pace={pace}"), ("fpm", "apache", "pushpin"),
-              # "PHP-FPM behind Apache event behind Pushpin decides; Pushpin holds the client and is told every event"),
-    Contender("handoff", "handoff, relayed", get("/handoff.php?tokens={tokens}&pace={pace}"), ("fpm", "daemon", "apache"),
+    Contender("handoff", "handoff, relayed", get("/handoff.php?tokens={tokens}&pace={pace}"),
+              ("fpm", "daemon", "apache"),
               "PHP-FPM behind Apache event decides and hands off; the daemon fetches the answer from the model"),
     Contender("handoff-own", "handoff, own text", get("/handoff.php?tokens={tokens}&pace={pace}&backend=demo"),
               ("fpm", "daemon", "apache"), "the same, but the daemon makes the text itself, as the PHP script does"),
@@ -214,14 +213,14 @@ def tree(roots: list[int]) -> list[int]:
     while waiting:
         pid = waiting.pop()
         try:
-            waiting += tools_children(pid)
+            waiting += _below(pid)
         except OSError:
             continue
         found.append(pid)
     return found
 
 
-def tools_children(pid: int) -> list[int]:
+def _below(pid: int) -> list[int]:
     """Of all threads: which one forked says nothing."""
     tasks = Path(f"/proc/{pid}/task").iterdir()
     return [int(word) for task in tasks for word in (task / "children").read_text().split()]
@@ -241,7 +240,13 @@ def _fpm(door: Door) -> Iterator[None]:
     )
     door.logs.append(door.directory / "fpm-error.log")
     pages(door)
-    command = [str(binary), "--nodaemonize", "--fpm-config", str(config), *(["--allow-to-run-as-root"] if AS_ROOT else [])]
+    command = [
+        str(binary),
+        "--nodaemonize",
+        "--fpm-config",
+        str(config),
+        *(["--allow-to-run-as-root"] if AS_ROOT else []),
+    ]
     with started(door, "php-fpm", command, door.fpm.exists):
         yield
 
@@ -381,8 +386,6 @@ def _nginx(door: Door) -> Iterator[None]:
 
 
 def accepts(port: int) -> bool:
-    import socket
-
     with socket.socket() as probe:
         return probe.connect_ex(("127.0.0.1", port)) == 0
 

@@ -230,9 +230,11 @@ def bench(mpm: str) -> Iterator[Bench]:
 
 
 def measure_rounds(
-    world: Bench, settings: Settings, chosen: list[Contender], say: Callable[[str], None]
+    world: Bench, settings: Settings, chosen: list[Contender], say: Callable[[str], None], first: int = 0
 ) -> tuple[Samples, dict[str, str]]:
-    """All contenders, all rounds; and those that cannot be measured, with the reason."""
+    """All contenders, all rounds; and those that cannot be measured, with the reason.
+
+    ``first`` is the number of the first round: each has an order of its own."""
     samples: Samples = {}
     missing: dict[str, str] = {}
     for contender in chosen:
@@ -243,7 +245,7 @@ def measure_rounds(
             missing[contender.key] = f"{error}\n{server.complaints() if server else ''}".strip()
             say(f"{contender.key} CANNOT be measured: {error}")
     able = [contender for contender in chosen if contender.key not in missing]
-    for number in range(settings.rounds):
+    for number in range(first, first + settings.rounds):
         random.Random(number).shuffle(able)
         for contender in able:
             for connections in settings.connections:
@@ -251,7 +253,7 @@ def measure_rounds(
                 cell = samples.setdefault(contender.key, {}).setdefault(connections, {})
                 for what, value in sample.items():
                     cell.setdefault(what, []).append(value)
-        say(f"round {number + 1} of {settings.rounds}")
+        say(f"round {number + 1 - first} of {settings.rounds}")
     return samples, missing
 
 
@@ -289,9 +291,11 @@ def count_instructions(mpm: str, requests: int, say: Callable[[str], None]) -> d
     return counts
 
 
-def measure_mpm(mpm: str, settings: Settings, chosen: list[Contender], say: Callable[[str], None]) -> dict[str, Any]:
+def measure_mpm(
+    mpm: str, settings: Settings, chosen: list[Contender], say: Callable[[str], None], first: int = 0
+) -> dict[str, Any]:
     with bench(mpm) as world:
-        samples, missing = measure_rounds(world, settings, chosen, lambda text: say(f"{mpm}: {text}"))
+        samples, missing = measure_rounds(world, settings, chosen, lambda text: say(f"{mpm}: {text}"), first)
     result: dict[str, Any] = {"samples": samples, "missing": missing}
     if settings.instructions:
         result["instructions"] = count_instructions(mpm, settings.instructions, lambda text: say(f"{mpm}: {text}"))

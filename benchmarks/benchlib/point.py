@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import json
 import os
+import random
 import subprocess
 import tempfile
 import time
@@ -181,15 +182,15 @@ class World:
         try:
             opened = streams.ask(f"grow 5 50 {max(5.0, settings.patience)}")
             if opened["live"] != 5:
-                raise BenchmarkError(f"{place.contender.key}: of 5 streams {opened['live']} begin: {opened['failures']}")
+                raise BenchmarkError(
+                    f"{place.contender.key}: of 5 streams {opened['live']} begin: {opened['failures']}"
+                )
         finally:
             streams.stop()
         # Until everybody has noticed that they left: the model's next token shows it.
         time.sleep(1.5 / PACE)
 
-    def _levels(
-        self, place: Door, prober: Talker, settings: Settings, say: Callable[[str], None]
-    ) -> dict[str, Look]:
+    def _levels(self, place: Door, prober: Talker, settings: Settings, say: Callable[[str], None]) -> dict[str, Look]:
         looks: dict[str, Look] = {}
         streams = self._streams(place, max(settings.levels), ENDLESS)
         try:
@@ -281,3 +282,22 @@ def world() -> Iterator[World]:
 
 def build() -> None:
     tools.build("point")
+
+
+def measure_round(number: int, settings: Settings, say: Callable[[str], None]) -> tuple[Samples, dict[str, str]]:
+    """All contenders with all sizes, in an order of the round's own; and what cannot be measured, with the reason."""
+    samples: Samples = {}
+    missing: dict[str, str] = {}
+    climbs = [(c, workers) for c in CONTENDERS if c.key in settings.contenders for workers in settings.workers]
+    random.Random(number).shuffle(climbs)
+    with world() as around:
+        for done, (contender, workers) in enumerate(climbs):
+            try:
+                looks = around.climb(contender, workers, settings, say)
+            except BenchmarkError as error:
+                missing[f"{contender.key}, {workers} workers"] = str(error)
+                say(f"{contender.key}, {workers} workers CANNOT be measured: {error}")
+                continue
+            samples.setdefault(str(workers), {})[contender.key] = looks
+            say(f"{done + 1} of {len(climbs)} climbs")
+    return samples, missing

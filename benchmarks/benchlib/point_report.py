@@ -1,0 +1,258 @@
+# SPDX-License-Identifier: Apache-2.0
+"""How benchmarks/run point writes down what it saw: tables, aims, charts. No measurement in here."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Any
+
+from benchlib import plot
+from benchlib.door import CONTENDERS, Contender
+from benchlib.figures import Figure, figure, ratio
+from benchlib.report import Aim, spread, table
+
+BOUND = ("mod_php", "php-fpm", "proxy")
+"""Whose stream holds a worker."""
+
+Cells = dict[str, dict[str, dict[str, dict[str, list[float]]]]]
+"""workers -> contender -> level -> what -> one value per round"""
+
+
+def merge(rounds: list[dict[str, Any]]) -> dict[str, Any]:
+    """One document of several rounds' documents; machine and settings are the first one's, load averages all."""
+    cells: Cells = {}
+    missing: dict[str, str] = {}
+    for document in rounds:
+        missing |= document["missing"]
+        for workers, contenders in document["samples"].items():
+            for who, levels in contenders.items():
+                for level, look in levels.items():
+                    cell = cells.setdefault(workers, {}).setdefault(who, {}).setdefault(level, {})
+                    for what, value in look.items():
+                        cell.setdefault(what, []).append(value)
+    return {**rounds[0], "rounds": len(rounds), "samples": cells, "missing": missing}
+
+
+@dataclass(frozen=True, slots=True)
+class Reading:
+    """Merged samples, asked by workers, contender, level and what."""
+
+    cells: Cells
+
+    def workers(self) -> list[str]:
+        return sorted(self.cells, key=int)
+
+    def levels(self, workers: str) -> list[str]:
+        found = {level for who in self.cells[workers].values() for level in who if level != "short"}
+        return sorted(found, key=int)
+
+    def contenders(self, workers: str) -> list[Contender]:
+        return [c for c in CONTENDERS if c.key in self.cells[workers]]
+
+    def values(self, workers: str, who: str, level: str, what: str) -> list[float]:
+        return self.cells.get(workers, {}).get(who, {}).get(level, {}).get(what, [])
+
+    def of(self, workers: str, who: str, level: str, what: str) -> Figure | None:
+        values = self.values(workers, who, level, what)
+        return figure(values) if values else None
+
+    def answers(self, workers: str, who: str, level: str) -> bool:
+        """Whether the plain page came, for all but one in a hundred, in the median round."""
+        answered = self.of(workers, who, level, "answered")
+        return answered is not None and answered.median >= 0.99
+
+
+def aims(document: dict[str, Any]) -> Iterator[Aim]:
+    reading = Reading(document["samples"])
+    for workers in reading.workers():
+        top = reading.levels(workers)[-1]
+        for who in ("handoff", "handoff-own"):
+            now, idle = (reading.values(workers, who, level, "p99_ms") for level in (top, "0"))
+            if now and len(now) == len(idle):
+                text = f"plain page's p99 with {int(top):,} streams ({who}, {workers} workers), of its idle value"
+                yield Aim(text, 1.5, ratio(now, idle))
+        bound = [values for who in BOUND if (values := reading.values(workers, who, top, "answered"))]
+        if bound:
+            best = figure([max(values) for values in zip(*bound, strict=True)])
+            yield Aim(f"plain pages still answered by the best worker-bound contender ({workers} workers)", 0.01, best)
+        for who in ("mod_php", "php-fpm"):
+            ours, theirs = (reading.values(workers, key, top, "pss_per_stream") for key in ("handoff", who))
+            if ours and len(ours) == len(theirs):
+                text = f"memory of all processes per live stream, of PHP streaming ({who}, {workers} workers)"
+                yield Aim(text, 0.05, ratio(ours, theirs))
+        live = reading.values(workers, "handoff", top, "live")
+        if live:
+            text = f"of {int(top):,} streams wanted, streams live (handoff, {workers} workers)"
+            yield Aim(text, 0.999, figure([value / int(top) for value in live]), at_least=True)
+
+
+def _cell(value: Figure | None, digits: int = 0, scale: float = 1.0) -> str:
+    if value is None:
+        return "–"
+    return spread(Figure(value.median * scale, value.low * scale, value.high * scale, value.rounds), digits)
+
+
+def page_table(reading: Reading, workers: str) -> str:
+    levels = reading.levels(workers)
+    rows = []
+    for contender in reading.contenders(workers):
+        row = [contender.title]
+        for level in levels:
+            answered = reading.of(workers, contender.key, level, "answered")
+            if answered is None:
+                row.append("not asked")
+            elif not reading.answers(workers, contender.key, level):
+                row.append(f"**{answered.median:.0%} answered**")
+            else:
+                row.append(_cell(reading.of(workers, contender.key, level, "p99_ms"), 1))
+        rows.append(row)
+    return table(["plain page, p99 ms, with", *(f"{int(level):,}" for level in levels)], rows)
+
+
+def top_table(reading: Reading, workers: str) -> str:
+    top = reading.levels(workers)[-1]
+    rows = []
+    for contender in reading.contenders(workers):
+
+        def of(what: str, digits: int = 0, scale: float = 1.0, who: str = contender.key) -> str:
+            return _cell(reading.of(workers, who, top, what), digits, scale)
+
+        answers = reading.answers(workers, contender.key, top)
+        now, idle = (reading.values(workers, contender.key, level, "p99_ms") for level in (top, "0"))
+        rows.append(
+            [
+                contender.title,
+                of("live"),
+                of("waiting"),
+                of("failed"),
+                of("answered", 0, 100),
+                of("p50_ms", 1) if answers else "–",
+                of("p99_ms", 1) if answers else "–",
+                spread(ratio(now, idle), 2) if answers and len(now) == len(idle) else "–",
+                of("pss", 0, 1e-6),
+                of("pss_per_stream", 1, 1e-3),
+                of("cpu_s_per_million", 1),
+                of("complete", 2, 100),
+                of("late_p99_ms", 0),
+            ]
+        )
+    head = [f"{int(top):,} streams wanted", "live", "not begun", "failed", "pages answered, %", "page p50 ms", "p99 ms",
+            "p99, of idle", "PSS, MB", "PSS per live stream, KB", "CPU s per million events", "events in time, %",
+            "event late, p99 ms"]  # fmt: skip
+    return table(head, rows)
+
+
+def short_table(reading: Reading, workers: str) -> str:
+    rows = []
+    for contender in reading.contenders(workers):
+        wanted = reading.of(workers, contender.key, "short", "wanted")
+        if wanted is None:
+            continue
+        done, lost = (reading.of(workers, contender.key, "short", what) for what in ("completed", "failed"))
+        rows.append([contender.title, f"{wanted.median:,.0f}", _cell(done), _cell(lost)])
+    return table(["five events each", "asked for", "complete, to [DONE]", "failed"], rows) if rows else ""
+
+
+def generator_shares(reading: Reading) -> tuple[float, float]:
+    """The largest of the clients' and of the prober's shares of one core."""
+    looks = [look for who in reading.cells.values() for levels in who.values() for look in levels.values()]
+    return tuple(
+        max((figure(look[what]).median for look in looks if look.get(what)), default=0.0)
+        for what in ("generator_share", "prober_share")
+    )  # type: ignore[return-value]  # mypy does not count a generator's elements
+
+
+def report(document: dict[str, Any]) -> str:
+    reading, settings = Reading(document["samples"]), document["settings"]
+    clients, prober = generator_shares(reading)
+    text = (
+        "## The point: streams held open, and the plain page meanwhile\n\n"
+        f"Medians of {document['rounds']} rounds, quartiles in brackets. Streams with one event per second are opened "
+        f"at {settings['rate']:g} per second and stay; a plain PHP page is asked for {settings['probes']:g} times per "
+        f"second and given {settings['patience']:g} s. *Not begun*: no event came in that time. Memory is all processes' PSS, "
+        "Apache, PHP, daemon and nginx together, whatever they hold without a stream included. *Events in time*: less than a quarter of a "
+        "second late. The clients needed at most "
+        f"{clients:.0%} of a core, the prober {prober:.0%}.\n\n"
+        "| aim | limit | measured | |\n|---|---:|---:|---|\n"
+    )
+    for aim in aims(document):
+        bound = f"{'≥' if aim.at_least else '≤'} {aim.limit:g}"
+        text += f"| {aim.text} | {bound} | {spread(aim.value, 4)} | {'met' if aim.met else '**missed**'} |\n"
+    for workers in reading.workers():
+        text += f"\n### {workers} workers\n\n![plain page](point-{workers}.svg)\n\n"
+        text += page_table(reading, workers) + "\n" + top_table(reading, workers)
+        short = short_table(reading, workers)
+        text += f"\n{short}" if short else ""
+    text += "\n![memory per stream](point-memory.svg)\n\n"
+    text += "".join(f"- *{c.title}*: {c.note}\n" for c in CONTENDERS)
+    return text
+
+
+def charts(document: dict[str, Any]) -> dict[str, str]:
+    """file name -> SVG"""
+    reading = Reading(document["samples"])
+    found: dict[str, str] = {}
+    for workers in reading.workers():
+        series = []
+        for contender in reading.contenders(workers):
+            points: list[tuple[float, float | None]] = []
+            for level in reading.levels(workers):
+                latency = reading.of(workers, contender.key, level, "p99_ms")
+                if latency is not None:
+                    alive = reading.answers(workers, contender.key, level)
+                    points.append((int(level), latency.median if alive else None))
+            series.append(plot.Line(contender.title, tuple(points), contender.key == "handoff"))
+        found[f"point-{workers}.svg"] = plot.lines(
+            "How long a plain PHP page takes while streams are open",
+            f"99th percentile, milliseconds; a site with {workers} workers on one core; {document['rounds']} rounds",
+            "streams that clients want to have open", "ms", series,
+        )  # fmt: skip
+    most = reading.workers()[-1]
+    top = reading.levels(most)[-1]
+    rows = []
+    for contender in reading.contenders(most):
+        value = reading.of(most, contender.key, top, "pss_per_stream")
+        if value is not None:
+            rows.append(
+                plot.Bar(
+                    contender.title, value.median / 1e3, value.low / 1e3, value.high / 1e3, contender.key == "handoff"
+                )
+            )
+    found["point-memory.svg"] = plot.bars(
+        "Memory of all processes per stream that is live",
+        f"KB (PSS), {int(top):,} streams wanted, {most} workers",
+        rows,
+    )
+    return found
+
+
+def facts(document: dict[str, Any]) -> dict[str, str]:
+    """What docs/performance.md says, by name."""
+    reading = Reading(document["samples"])
+    workers = reading.workers()[-1]
+    top = reading.levels(workers)[-1]
+    found = {"workers": workers, "top": f"{int(top):,}"}
+    for who in (c.key for c in CONTENDERS):
+        for what, name, scale, form in (
+            ("p99_ms", "page_p99", 1, ".1f"),
+            ("p50_ms", "page_p50", 1, ".1f"),
+            ("live", "live", 1, ",.0f"),
+            ("answered", "answered", 100, ".0f"),
+            ("pss", "pss_mb", 1e-6, ",.0f"),
+            ("pss_per_stream", "kb", 1e-3, ",.1f"),
+            ("cpu_s_per_million", "cpu", 1, ",.0f"),
+            ("late_p99_ms", "late", 1, ",.0f"),
+        ):
+            value = reading.of(workers, who, top, what)
+            if value is not None:
+                found[f"{who.replace('-', '_')}_{name}"] = format(value.median * scale, form)
+    now, idle = (reading.values(workers, "handoff", level, "p99_ms") for level in (top, "0"))
+    if now and len(now) == len(idle):
+        found["handoff_page_ratio"] = f"{ratio(now, idle).median:.2f}"
+        found["handoff_page_idle"] = f"{figure(idle).median:.1f}"
+    for who in ("mod_php", "php-fpm", "x-accel"):
+        ours, theirs = (reading.values(workers, key, top, "pss_per_stream") for key in ("handoff", who))
+        if ours and len(ours) == len(theirs):
+            found[f"memory_ratio_{who.replace('-', '_')}"] = f"{1 / ratio(ours, theirs).median:,.0f}"
+    return found
