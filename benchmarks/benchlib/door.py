@@ -240,13 +240,7 @@ def _fpm(door: Door) -> Iterator[None]:
     )
     door.logs.append(door.directory / "fpm-error.log")
     pages(door)
-    command = [
-        str(binary),
-        "--nodaemonize",
-        "--fpm-config",
-        str(config),
-        *(["--allow-to-run-as-root"] if AS_ROOT else []),
-    ]
+    command = [str(binary), "--nodaemonize", "--fpm-config", str(config)]
     with started(door, "php-fpm", command, door.fpm.exists):
         yield
 

@@ -53,8 +53,9 @@ def _style() -> str:
 
 def _frame(height: float, title: str, description: str, body: list[str]) -> str:
     return (
-        f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 {WIDTH} {height:.0f}" font-family="system-ui, sans-serif" '
-        f'font-size="13" role="img" aria-labelledby="t d">\n<title id="t">{escape(title)}</title>\n'
+        f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 {WIDTH} {height:.0f}" role="img" '
+        'aria-labelledby="t d" font-family="system-ui, sans-serif" font-size="13">\n'
+        f'<title id="t">{escape(title)}</title>\n'
         f'<desc id="d">{escape(description)}</desc>\n{_style()}\n'
         f'<rect class="back" width="{WIDTH}" height="{height:.0f}" rx="8"/>\n' + "\n".join(body) + "\n</svg>\n"
     )
@@ -159,13 +160,10 @@ def bars(title: str, subtitle: str, rows: list[Bar]) -> str:
     for number, row in enumerate(rows):
         y, colour = top + number * step, number % len(LIGHT)
         body.append(_text(left - 10, y + 14, row.title, "text", "end", row.strong))
-        body.append(
-            f'<rect class="f{colour}" x="{left}" y="{y}" width="{max(1.0, place(row.value) - left):.1f}" height="18" rx="2"/>'
-        )
+        width = max(1.0, place(row.value) - left)
+        body.append(f'<rect class="f{colour}" x="{left}" y="{y}" width="{width:.1f}" height="18" rx="2"/>')
         if row.high > row.low > 0:
-            body.append(
-                f'<line class="grid" stroke-width="2" x1="{place(row.low):.1f}" y1="{y + 9}" x2="{place(row.high):.1f}" '
-                f'y2="{y + 9}"/>'
-            )
+            from_x, to_x, middle = place(row.low), place(row.high), y + 9
+            body.append(f'<path class="grid none" stroke-width="2" d="M{from_x:.1f} {middle} L{to_x:.1f} {middle}"/>')
         body.append(_text(place(max(row.value, row.high)) + 8, y + 14, short(row.value), "text"))
     return _frame(top + len(rows) * step + 16, title, note, body)

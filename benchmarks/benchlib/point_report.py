@@ -89,7 +89,7 @@ def aims(document: dict[str, Any]) -> Iterator[Aim]:
 
 def _cell(value: Figure | None, digits: int = 0, scale: float = 1.0) -> str:
     if value is None:
-        return "–"
+        return "-"
     return spread(Figure(value.median * scale, value.low * scale, value.high * scale, value.rounds), digits)
 
 
@@ -127,9 +127,9 @@ def top_table(reading: Reading, workers: str) -> str:
                 of("waiting"),
                 of("failed"),
                 of("answered", 0, 100),
-                of("p50_ms", 1) if answers else "–",
-                of("p99_ms", 1) if answers else "–",
-                spread(ratio(now, idle), 2) if answers and len(now) == len(idle) else "–",
+                of("p50_ms", 1) if answers else "-",
+                of("p99_ms", 1) if answers else "-",
+                spread(ratio(now, idle), 2) if answers and len(now) == len(idle) else "-",
                 of("pss", 0, 1e-6),
                 of("pss_per_stream", 1, 1e-3),
                 of("cpu_s_per_million", 1),
@@ -169,10 +169,10 @@ def report(document: dict[str, Any]) -> str:
     text = (
         "## The point: streams held open, and the plain page meanwhile\n\n"
         f"Medians of {document['rounds']} rounds, quartiles in brackets. Streams with one event per second are opened "
-        f"at {settings['rate']:g} per second and stay; a plain PHP page is asked for {settings['probes']:g} times per "
-        f"second and given {settings['patience']:g} s. *Not begun*: no event came in that time. Memory is all processes' PSS, "
-        "Apache, PHP, daemon and nginx together, whatever they hold without a stream included. *Events in time*: less than a quarter of a "
-        "second late. The clients needed at most "
+        f"at {settings['rate']:g} per\nsecond and stay; a plain PHP page is asked for {settings['probes']:g} times per "
+        f"second and given {settings['patience']:g} s. *Not begun*: no event came\nin that time. Memory is "
+        "all processes' PSS, Apache, PHP, daemon and nginx together, whatever they hold without a "
+        "stream\nincluded. *Events in time*: less than a quarter of a second late. The clients needed at most "
         f"{clients:.0%} of a core, the prober {prober:.0%}.\n\n"
         "| aim | limit | measured | |\n|---|---:|---:|---|\n"
     )
