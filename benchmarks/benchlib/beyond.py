@@ -22,7 +22,7 @@ from typing import Any
 
 from benchlib import daemon, door, tools
 from benchlib.cpu import split_cores
-from benchlib.figures import figure
+from benchlib.figures import figure, rounds
 from benchlib.point import Talker, cpu_of, pss, used_since
 from benchlib.report import spread, table
 from benchlib.tools import BUILD, BenchmarkError, on_cores
@@ -198,16 +198,16 @@ def look(
     }
 
 
-def merge(rounds: list[dict[str, Any]]) -> dict[str, Any]:
+def merge(parts: list[dict[str, Any]]) -> dict[str, Any]:
     """One document of several rounds' documents; the limits are the first round's."""
     samples: dict[str, dict[str, list[float]]] = {}
     missing: dict[str, str] = {}
-    for document in rounds:
+    for document in parts:
         missing |= document["missing"]
         for level, seen in document.get("levels", {}).items():
             for what, value in seen.items():
                 samples.setdefault(level, {}).setdefault(what, []).append(value)
-    return {**rounds[0], "rounds": len(rounds), "samples": samples, "missing": missing}
+    return {**parts[0], "rounds": len(parts), "samples": samples, "missing": missing}
 
 
 def facts(document: dict[str, Any]) -> dict[str, str]:
@@ -254,10 +254,10 @@ COLUMNS = (
 def report(document: dict[str, Any]) -> str:
     text = (
         "## Beyond one process's descriptors\n\n"
-        f"Medians of {document['rounds']} rounds, quartiles in brackets. One daemon with {document['workers']} workers, "
-        f"{document['generators']} generators,\n{document['descriptors']:,} descriptors each; an event every "
-        f"{1 / document['pace']:g} seconds and stream. *The kernel's memory* is its objects (Slab) and TCP's\nbuffers, of "
-        "both ends of every connection; a host has one of them.\n\n"
+        f"Medians of {rounds(document['rounds'])}, quartiles in brackets. One daemon with {document['workers']} "
+        f"workers, {document['generators']} generators,\n{document['descriptors']:,} descriptors each; an event every "
+        f"{1 / document['pace']:g} seconds and stream. *The kernel's memory* is its objects (Slab) and TCP's\n"
+        "buffers, of both ends of every connection; a host has one of them.\n\n"
         "What this machine would have allowed, and what is short first:\n\n"
     )
     text += table(
@@ -276,8 +276,8 @@ def report(document: dict[str, Any]) -> str:
     if levels:
         said = facts(document)
         text += (
-            f"\nExtrapolated from {said['beyond_streams']} streams to a host that has one end of each, at one event per "
-            "second and stream: the\ndaemon's memory and the kernel's, and the daemon's cores.\n\n"
+            f"\nExtrapolated from {said['beyond_streams']} streams to a host that has one end of each, at one event "
+            "per second and stream: the\ndaemon's memory and the kernel's, and the daemon's cores.\n\n"
         )
         text += table(
             ["streams", "memory, GB", "cores"],

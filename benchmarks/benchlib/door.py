@@ -16,7 +16,7 @@ import socket
 import subprocess
 import time
 from collections.abc import Callable, Iterator
-from contextlib import ExitStack, contextmanager
+from contextlib import AbstractContextManager, ExitStack, contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -420,7 +420,7 @@ def _null(door: Door) -> Iterator[None]:
         yield
 
 
-SERVERS: dict[str, Callable[[Door], object]] = {
+SERVERS: dict[str, Callable[[Door], AbstractContextManager[None]]] = {
     "fpm": _fpm,
     "mod_php": _mod_php,
     "apache": _apache,

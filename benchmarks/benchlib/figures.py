@@ -35,6 +35,11 @@ def figure(values: Sequence[float]) -> Figure:
     return Figure(statistics.median(values), low, high, len(values))
 
 
+def rounds(number: int) -> str:
+    """1 round, 3 rounds."""
+    return f"{number} round" if number == 1 else f"{number} rounds"
+
+
 def ratio(values: Sequence[float], base: Sequence[float]) -> Figure:
     """Round by round values/base. Both sides must have been measured in the same rounds."""
     return figure([value / other for value, other in zip(values, base, strict=True)])

@@ -17,7 +17,7 @@ def _cpu_model() -> str:
     return found[1] if found else platform.machine()
 
 
-def _commit() -> str:
+def commit() -> str:
     done = subprocess.run(["git", "-C", str(ROOT), "describe", "--always", "--dirty"], capture_output=True, text=True)
     return done.stdout.strip() or "unknown"
 
@@ -32,6 +32,6 @@ def describe(**versions: str) -> dict[str, str | int | float]:
         "system": system.get("PRETTY_NAME", "unknown").strip('"'),
         **versions,
         "python": platform.python_version(),
-        "commit": _commit(),
+        "commit": commit(),
         "load_before": os.getloadavg()[0],
     }

@@ -14,8 +14,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from html import escape
 
-LIGHT = ("#0969da", "#8250df", "#bc4c00", "#1a7f37", "#bf3989", "#9a6700", "#57606a", "#cf222e")
-DARK = ("#58a6ff", "#bc8cff", "#f0883e", "#3fb950", "#f778ba", "#d29922", "#9ea7b3", "#ff7b72")
+LIGHT = ("#cf222e", "#8250df", "#bc4c00", "#1a7f37", "#bf3989", "#0969da", "#57606a", "#9a6700")
+DARK = ("#ff7b72", "#bc8cff", "#f0883e", "#3fb950", "#f778ba", "#58a6ff", "#9ea7b3", "#d29922")
 WIDTH = 860
 
 
@@ -51,7 +51,8 @@ def _style() -> str:
     )
 
 
-def _frame(height: float, title: str, description: str, body: list[str]) -> str:
+def frame(height: float, title: str, description: str, body: list[str]) -> str:
+    """A whole file around shapes that use the classes text, soft, grid, none, c0… (strokes) and f0… (fills)."""
     return (
         f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 {WIDTH} {height:.0f}" role="img" '
         'aria-labelledby="t d" font-family="system-ui, sans-serif" font-size="13">\n'
@@ -92,7 +93,7 @@ def _apart(wanted: list[float], gap: float, top: float, bottom: float) -> list[f
     return places
 
 
-def lines(title: str, subtitle: str, x_label: str, y_label: str, series: list[Line]) -> str:
+def lines(title: str, subtitle: str, x_label: str, series: list[Line]) -> str:
     """y above all that was answered is a band for who did not answer."""
     left, right, top, bottom, band = 70.0, 620.0, 84.0, 400.0, 40.0
     xs = sorted({x for line in series for x, _ in line.points})
@@ -122,7 +123,6 @@ def lines(title: str, subtitle: str, x_label: str, y_label: str, series: list[Li
     for x in xs:
         body.append(_text(place_x(x), bottom + 20, f"{x:,.0f}", anchor="middle"))
     body.append(_text((left + right) / 2, bottom + 42, x_label, anchor="middle"))
-    body.append(_text(20, top - 12, y_label))
     ends: list[float] = []
     for number, line in enumerate(series):
         height = top + 8 + number * (band - 12) / max(1, len(series) - 1)
@@ -138,7 +138,7 @@ def lines(title: str, subtitle: str, x_label: str, y_label: str, series: list[Li
         colour = number % len(LIGHT)
         body.append(f'<path class="none c{colour}" d="M{right + 6} {ends[number]:.1f} L{right + 22} {y:.1f}"/>')
         body.append(_text(right + 28, y + 4, line.title, f"f{colour}", bold=line.strong))
-    return _frame(bottom + 58, title, subtitle, body)
+    return frame(bottom + 58, title, subtitle, body)
 
 
 def bars(title: str, subtitle: str, rows: list[Bar]) -> str:
@@ -166,4 +166,4 @@ def bars(title: str, subtitle: str, rows: list[Bar]) -> str:
             from_x, to_x, middle = place(row.low), place(row.high), y + 9
             body.append(f'<path class="grid none" stroke-width="2" d="M{from_x:.1f} {middle} L{to_x:.1f} {middle}"/>')
         body.append(_text(place(max(row.value, row.high)) + 8, y + 14, short(row.value), "text"))
-    return _frame(top + len(rows) * step + 16, title, note, body)
+    return frame(top + len(rows) * step + 16, title, note, body)

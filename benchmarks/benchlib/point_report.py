@@ -9,7 +9,7 @@ from typing import Any
 
 from benchlib import plot
 from benchlib.door import CONTENDERS, Contender
-from benchlib.figures import Figure, figure, ratio
+from benchlib.figures import Figure, figure, ratio, rounds
 from benchlib.report import Aim, spread, table
 
 BOUND = ("mod_php", "php-fpm", "proxy")
@@ -19,11 +19,11 @@ Cells = dict[str, dict[str, dict[str, dict[str, list[float]]]]]
 """workers -> contender -> level -> what -> one value per round"""
 
 
-def merge(rounds: list[dict[str, Any]]) -> dict[str, Any]:
+def merge(parts: list[dict[str, Any]]) -> dict[str, Any]:
     """One document of several rounds' documents; machine and settings are the first one's, load averages all."""
     cells: Cells = {}
     missing: dict[str, str] = {}
-    for document in rounds:
+    for document in parts:
         missing |= document["missing"]
         for workers, contenders in document["samples"].items():
             for who, levels in contenders.items():
@@ -31,7 +31,7 @@ def merge(rounds: list[dict[str, Any]]) -> dict[str, Any]:
                     cell = cells.setdefault(workers, {}).setdefault(who, {}).setdefault(level, {})
                     for what, value in look.items():
                         cell.setdefault(what, []).append(value)
-    return {**rounds[0], "rounds": len(rounds), "samples": cells, "missing": missing}
+    return {**parts[0], "rounds": len(parts), "samples": cells, "missing": missing}
 
 
 @dataclass(frozen=True, slots=True)
@@ -143,7 +143,7 @@ def top_table(reading: Reading, workers: str) -> str:
     return table(head, rows)
 
 
-def short_table(reading: Reading, workers: str) -> str:
+def short_table(reading: Reading, workers: str, tokens: int) -> str:
     rows = []
     for contender in reading.contenders(workers):
         wanted = reading.of(workers, contender.key, "short", "wanted")
@@ -151,7 +151,7 @@ def short_table(reading: Reading, workers: str) -> str:
             continue
         done, lost = (reading.of(workers, contender.key, "short", what) for what in ("completed", "failed"))
         rows.append([contender.title, f"{wanted.median:,.0f}", _cell(done), _cell(lost)])
-    return table(["five events each", "asked for", "complete, to [DONE]", "failed"], rows) if rows else ""
+    return table([f"{tokens} events each", "asked for", "complete, to [DONE]", "failed"], rows) if rows else ""
 
 
 def generator_shares(reading: Reading) -> tuple[float, float]:
@@ -168,7 +168,7 @@ def report(document: dict[str, Any]) -> str:
     clients, prober = generator_shares(reading)
     text = (
         "## The point: streams held open, and the plain page meanwhile\n\n"
-        f"Medians of {document['rounds']} rounds, quartiles in brackets. Streams with one event per second are opened "
+        f"Medians of {rounds(document['rounds'])}, quartiles in brackets. Streams with one event per second are opened "
         f"at {settings['rate']:g} per\nsecond and stay; a plain PHP page is asked for {settings['probes']:g} times per "
         f"second and given {settings['patience']:g} s. *Not begun*: no event came\nin that time. Memory is "
         "all processes' PSS, Apache, PHP, daemon and nginx together, whatever they hold without a "
@@ -182,7 +182,7 @@ def report(document: dict[str, Any]) -> str:
     for workers in reading.workers():
         text += f"\n### {workers} workers\n\n![plain page](point-{workers}.svg)\n\n"
         text += page_table(reading, workers) + "\n" + top_table(reading, workers)
-        short = short_table(reading, workers)
+        short = short_table(reading, workers, settings["tokens"])
         text += f"\n{short}" if short else ""
     text += "\n![memory per stream](point-memory.svg)\n\n"
     text += "".join(f"- *{c.title}*: {c.note}\n" for c in CONTENDERS)
@@ -205,8 +205,8 @@ def charts(document: dict[str, Any]) -> dict[str, str]:
             series.append(plot.Line(contender.title, tuple(points), contender.key == "handoff"))
         found[f"point-{workers}.svg"] = plot.lines(
             "How long a plain PHP page takes while streams are open",
-            f"99th percentile, milliseconds; a site with {workers} workers on one core; {document['rounds']} rounds",
-            "streams that clients want to have open", "ms", series,
+            f"99th percentile, milliseconds; a site with {workers} workers on one core; {rounds(document['rounds'])}",
+            "streams that clients want to have open", series,
         )  # fmt: skip
     most = reading.workers()[-1]
     top = reading.levels(most)[-1]

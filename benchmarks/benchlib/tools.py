@@ -111,3 +111,13 @@ class Receiver:
         self._process.wait(10)
         if self._process.stdout is not None:
             self._process.stdout.close()
+
+
+def output(command: list[str]) -> str:
+    """What a command says, on either stream; "" where it is not installed or fails."""
+    path = os.pathsep.join([os.environ.get("PATH", ""), "/usr/sbin"])
+    try:
+        done = subprocess.run(command, capture_output=True, text=True, check=False, env={**os.environ, "PATH": path})
+    except FileNotFoundError:
+        return ""
+    return (done.stdout + done.stderr).strip() if done.returncode == 0 else ""

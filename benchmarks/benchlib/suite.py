@@ -1,0 +1,204 @@
+# SPDX-License-Identifier: Apache-2.0
+"""benchmarks/run: all scenarios side by side, with progress, kept round by round.
+
+Each round of each scenario is a file in the run's state directory as soon as it is over; a second call measures only
+what is missing there. A round that was measured with other settings or at another commit is measured again.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import shutil
+import sys
+import time
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from benchlib import machine, parts, publish, summary
+from benchlib.parts import PARTS, Document, Part
+from benchlib.tools import CACHE, BenchmarkError
+
+
+@dataclass(slots=True)
+class Run:
+    """One run: where its rounds are kept, and what is to be measured."""
+
+    state: Path
+    chosen: list[Part]
+    quick: bool
+    rounds: int | None = None
+    began: float = field(default_factory=time.monotonic)
+
+    def wanted(self, part: Part) -> int:
+        return self.rounds or part.rounds[self.quick]
+
+    def file(self, part: Part, number: int) -> Path:
+        return self.state / f"{part.key}-{number}.json"
+
+    def kept(self, part: Part, number: int, commit: str) -> Document | None:
+        """A round that need not be measured again."""
+        try:
+            document: Document = json.loads(self.file(part, number).read_text())
+        except (FileNotFoundError, json.JSONDecodeError):
+            return None
+        same = document["asked"] == self.asked(part) and document["machine"]["commit"] == commit
+        return document if same else None
+
+    def asked(self, part: Part) -> Document:
+        # Through JSON, as what is read back has been.
+        asked: Document = json.loads(json.dumps({"quick": self.quick, **part.settings(self.quick)}))
+        return asked
+
+    def left(self, commit: str) -> float:
+        """Seconds, from what rounds took so far, or a first guess."""
+        seconds = 0.0
+        for part in self.chosen:
+            documents = [self.kept(part, number, commit) for number in range(self.wanted(part))]
+            took = [document["took"] for document in documents if document]
+            each = sum(took) / len(took) if took else part.seconds[self.quick]
+            seconds += each * documents.count(None)
+        return seconds
+
+    def say(self, text: str) -> None:
+        print(f"  {clock(time.monotonic() - self.began)}  {text}", flush=True)
+
+    def measure(self, versions: dict[str, str]) -> None:
+        """What is missing, round by round, all scenarios in each. Every round is written as soon as it is over."""
+        self.state.mkdir(parents=True, exist_ok=True)
+        commit = machine.commit()
+        for number in range(max(self.wanted(part) for part in self.chosen)):
+            for part in self.chosen:
+                if number >= self.wanted(part) or self.kept(part, number, commit):
+                    continue
+                about = machine.describe(**versions)
+                self.say(
+                    f"{part.key}, round {number + 1} of {self.wanted(part)}; about {clock(self.left(commit))} to go"
+                )
+                start = time.monotonic()
+                document = part.measure(number, self.quick, self._detail(part))
+                document |= {
+                    "asked": self.asked(part),
+                    "quick": self.quick,
+                    "machine": about,
+                    "took": time.monotonic() - start,
+                }
+                new = self.file(part, number).with_suffix(".new")
+                new.write_text(json.dumps(document, indent=1) + "\n")
+                new.replace(self.file(part, number))
+
+    def _detail(self, part: Part) -> Callable[[str], None]:
+        return lambda text: self.say(f"  {part.key}: {text.splitlines()[0]}")
+
+    def documents(self) -> dict[str, Document]:
+        """scenario -> its rounds as one; those that were never measured are not there."""
+        found: dict[str, Document] = {}
+        for part in self.chosen:
+            files = [self.file(part, number) for number in range(self.wanted(part))]
+            rounds = [json.loads(path.read_text()) for path in files if path.exists()]
+            if rounds:
+                merged = part.merge(rounds)
+                merged["loads"] = [document["machine"]["load_before"] for document in rounds]
+                merged["took"] = sum(document["took"] for document in rounds)
+                del merged["asked"]
+                found[part.key] = merged
+        return found
+
+
+def clock(seconds: float) -> str:
+    """Minutes and seconds: 12:05."""
+    return f"{int(seconds) // 60:2d}:{int(seconds) % 60:02d}"
+
+
+def missing(documents: dict[str, Document], chosen: list[Part]) -> list[str]:
+    """What has no figures: scenarios, and contenders of scenarios."""
+    found = [part.key for part in chosen if part.key not in documents]
+    return found + [f"{key}: {what}" for key, document in documents.items() for what in document["missing"]]
+
+
+def write(documents: dict[str, Document], out: Path) -> None:
+    """Figures, report and charts. Files of an earlier run of the same name make way."""
+    out.mkdir(parents=True, exist_ok=True)
+    for old in (*out.glob("*.svg"), *out.glob("*.json")):
+        old.unlink()
+    for part in PARTS:
+        if part.key in documents:
+            (out / f"{part.key}.json").write_text(json.dumps(documents[part.key], indent=1) + "\n")
+            for name, svg in part.charts(documents[part.key]).items():
+                (out / name).write_text(svg)
+    (out / "report.md").write_text(summary.report(documents))
+
+
+def arguments(argv: list[str] | None) -> argparse.Namespace:
+    parser = argparse.ArgumentParser(
+        prog="benchmarks/run",
+        description="All scenarios, or those that are named, side by side. Scenarios: "
+        + "; ".join(f"{part.key} ({part.title})" for part in PARTS),
+    )
+    parser.add_argument("scenario", nargs="*", help="which (default: all)")
+    parser.add_argument("--quick", action="store_true", help="under five minutes; its figures mean little")
+    parser.add_argument("--rounds", type=int, help="of each scenario, instead of its own number")
+    parser.add_argument("--fresh", action="store_true", help="measure everything again, also what is there")
+    parser.add_argument("--out", type=Path, help="where the report goes (default: .cache/benchmarks/results)")
+    parser.add_argument("--record", metavar="NAME", help="keep the run in benchmarks/results/NAME and publish it")
+    parser.add_argument("--publish", metavar="NAME", help="measure nothing: write docs/performance.md from that run")
+    parser.add_argument("--profile", action="store_true", help="flame graphs and top costs, after the scenarios")
+    options = parser.parse_args(argv)
+    unknown = set(options.scenario) - set(parts.names())
+    if unknown:
+        parser.error(f"{', '.join(sorted(unknown))} is none of {', '.join(parts.names())}")
+    if options.record and options.out:
+        parser.error("--record says where the report goes; leave out --out")
+    for name in filter(None, (options.record, options.publish)):
+        if not name.replace("-", "").replace("_", "").isalnum():
+            parser.error(f"'{name}' is no name of a run: letters, digits, - and _")
+    return options
+
+
+def main(argv: list[str] | None = None) -> int:
+    options = arguments(argv)
+    try:
+        if options.publish:
+            return _publish(options.publish)
+        return _run(options)
+    except BenchmarkError as error:
+        print(f"\nfailed: {error}", file=sys.stderr)
+        return 1
+
+
+def _publish(name: str) -> int:
+    for path in publish.publish(name):
+        print(f"written: {path}")
+    return 0
+
+
+def _run(options: argparse.Namespace) -> int:
+    if os.geteuid() != 0:
+        raise BenchmarkError("sockets for handoffs are below /run: run this as root")
+    chosen = [part for part in PARTS if not options.scenario or part.key in options.scenario]
+    name = options.record or ("quick" if options.quick else "latest")
+    run = Run(CACHE / "runs" / name, chosen, options.quick, options.rounds)
+    if options.fresh:
+        shutil.rmtree(run.state, ignore_errors=True)
+    run.measure(parts.versions())
+    documents = run.documents()
+    out = parts.results_directory(options.record) if options.record else options.out or CACHE / "results"
+    write(documents, out)
+    if options.profile:
+        _profile(out, run.say)
+    print(f"\nthe report: {out / 'report.md'}")
+    incomplete = missing(documents, chosen)
+    if incomplete:
+        print(f"incomplete, could not be measured: {'; '.join(incomplete)}", file=sys.stderr)
+        return 1
+    return _publish(options.record) if options.record else 0
+
+
+def _profile(out: Path, say: Callable[[str], Any]) -> None:
+    # Loaded where it is asked for: it needs programs that nothing else does.
+    from benchlib import profile
+
+    profile.profile(out, say)
