@@ -13,7 +13,7 @@ from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from benchlib import apache, beyond, callgrind, daemon, module, plot, point, point_report, tools
+from benchlib import apache, beyond, callgrind, daemon, loadgen, module, plot, point, point_report, tools
 from benchlib.figures import figure
 from benchlib.report import spread
 from benchlib.tools import BenchmarkError
@@ -240,6 +240,22 @@ def _measure_beyond(number: int, quick: bool, say: Say) -> Document:
         }
 
 
+# --- the generators -----------------------------------------------------------------------------
+
+
+def _generator_settings(quick: bool) -> Document:
+    return {"seconds": 0.5, "streams": 100} if quick else {"seconds": 3.0, "streams": 1000}
+
+
+def _measure_generators(number: int, quick: bool, say: Say) -> Document:
+    del number, say  # one contender: there is no order, and no progress in a few seconds
+    tools.build("generators", module=False)
+    try:
+        return {"samples": loadgen.ceiling(**_generator_settings(quick)), "missing": {}}
+    except BenchmarkError as error:
+        return {"samples": {}, "missing": {"ceiling": str(error)}}
+
+
 def _nothing(document: Document) -> dict[str, str]:
     del document
     return {}
@@ -255,6 +271,8 @@ PARTS = (
          _report_daemon, _daemon_charts, _daemon_facts, lambda quick: asdict(_daemon_settings(quick))),
     Part("beyond", "beyond one process's descriptors", (2, 1), (110, 10), _measure_beyond, beyond.merge,
          beyond.report, _nothing, beyond.facts, lambda quick: asdict(_beyond_settings(quick))),
+    Part("loadgen", "the load generators' ceiling", (3, 1), (12, 3), _measure_generators, loadgen.merge,
+         loadgen.report, _nothing, loadgen.facts, _generator_settings),
 )  # fmt: skip
 
 

@@ -32,11 +32,12 @@ def about(documents: dict[str, Document]) -> str:
     software = ", ".join(f"{name} {value}" for name, value in first.items() if name not in NOT_SOFTWARE)
     found = loads(documents)
     took = sum(document["took"] for document in documents.values())
+    runtime = f"Python {first['daemon_python']} with {first['loop']} and {first['json']}"
     return (
         f"{first['processor']}, {first['cores']} cores, Linux {first['kernel']}, {first['system']},\n{software},\n"
-        f"daemon on Python {first['daemon_python']} with {first['loop']} and {first['json']}, commit {first['commit']}. "
-        f"The load\naverage was {found[0]:.2f} before the first round and {min(found):.2f} to {max(found):.2f} before all "
-        f"of them, the run's own part included;\nmeasuring took {took / 60:.0f} minutes."
+        f"daemon on {runtime}, commit {first['commit']}.\n"
+        f"The load average was {found[0]:.2f} before the first round and {min(found):.2f} to {max(found):.2f} before "
+        f"all of them, the run's own part\nincluded; measuring took {took / 60:.0f} minutes."
     )
 
 

@@ -7,6 +7,7 @@ import json
 import os
 import signal
 import subprocess
+import time
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -121,3 +122,20 @@ def output(command: list[str]) -> str:
     except FileNotFoundError:
         return ""
     return (done.stdout + done.stderr).strip() if done.returncode == 0 else ""
+
+
+def started(command: list[str], cores: set[int], ready: Callable[[], bool]) -> subprocess.Popen[bytes]:
+    """A program that runs until it is stopped."""
+    process = subprocess.Popen(command, stdout=subprocess.DEVNULL, preexec_fn=on_cores(cores))
+    deadline = time.monotonic() + 30
+    while not ready():
+        if process.poll() is not None or time.monotonic() > deadline:
+            stopped(process)
+            raise BenchmarkError(f"{' '.join(command)} did not start")
+        time.sleep(0.01)  # the interval of a bounded poll
+    return process
+
+
+def stopped(process: subprocess.Popen[bytes]) -> None:
+    process.kill()
+    process.wait()
