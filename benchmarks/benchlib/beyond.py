@@ -220,8 +220,10 @@ def facts(document: dict[str, Any]) -> dict[str, str]:
     host_bytes = daemon_bytes + kernel_bytes / 2
     return {
         "beyond_streams": f"{int(levels[-1]):,}",
+        "beyond_interval": f"{1 / document['pace']:g}",
         "beyond_workers": str(document["workers"]),
         "beyond_nearest": document["nearest"],
+        "beyond_limits": limits_table(document).strip(),
         "beyond_bytes": f"{daemon_bytes:,.0f}",
         "beyond_kernel_bytes": f"{kernel_bytes / 2:,.0f}",
         "beyond_cpu": f"{figure(cells['cpu_s_per_million']).median:,.0f}",
@@ -235,6 +237,15 @@ def facts(document: dict[str, Any]) -> dict[str, str]:
             for name, streams in (("10k", 1e4), ("100k", 1e5), ("1m", 1e6))
         },
     }
+
+
+def limits_table(document: dict[str, Any]) -> str:
+    """The nearest one first, and bold."""
+    rows = [
+        [f"**{what}**" if what == document["nearest"] else what, f"{value:,}"]
+        for what, value in sorted(document["limits"].items(), key=lambda pair: pair[1])
+    ]
+    return table(["limit", "streams"], rows)
 
 
 COLUMNS = (
@@ -260,13 +271,7 @@ def report(document: dict[str, Any]) -> str:
         "buffers, of both ends of every connection; a host has one of them.\n\n"
         "What this machine would have allowed, and what is short first:\n\n"
     )
-    text += table(
-        ["limit", "streams"],
-        [
-            [f"**{what}**" if what == document["nearest"] else what, f"{value:,}"]
-            for what, value in sorted(document["limits"].items(), key=lambda pair: pair[1])
-        ],
-    )
+    text += limits_table(document)
     levels = sorted(document["samples"], key=int)
     rows = [
         [f"{int(level):,}", *(spread(figure(document["samples"][level][what]), digits) for what, _, digits in COLUMNS)]

@@ -130,8 +130,8 @@ def report(document: dict[str, Any]) -> str:
     text = (
         "## The load generators' ceiling\n\n"
         f"Medians of {rounds(document['rounds'])}, quartiles in brackets. What one generator takes when the server "
-        "costs as little as it can;\n*per CPU second* is what it would take with a core of its own. Where a table above "
-        "shows less than that, and a\ngenerator's share is below 1, the generator was not the limit.\n\n"
+        "costs as little as it can;\n*per CPU second* is what it would take with a core of its own. Where a table "
+        "above shows less than that, and a\ngenerator's share is below 1, the generator was not the limit.\n\n"
     )
     rows = [
         [

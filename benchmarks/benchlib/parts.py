@@ -193,7 +193,10 @@ def _daemon_charts(document: Document) -> dict[str, str]:
 
 
 def _daemon_facts(document: Document) -> dict[str, str]:
-    found: dict[str, str] = {}
+    found = {
+        f"{scenario.key}_streams".replace("-", "_"): f"{scenario.streams:,}"
+        for scenario in _daemon_settings(document["quick"]).scenarios()
+    }
     for scenario, cells in document["samples"].items():
         for who, cell in cells.items():
             for what, digits in (

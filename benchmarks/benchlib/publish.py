@@ -8,20 +8,34 @@ than what it says. A name that the run has no figure for is an error, and nothin
 from __future__ import annotations
 
 import json
+import math
 import re
 from pathlib import Path
+from statistics import median
 
 from benchlib import parts, summary
+from benchlib.report import table
 from benchlib.tools import BENCHMARKS, ROOT, BenchmarkError
 
 TEMPLATE = BENCHMARKS / "performance.md.in"
 DOCS = ROOT / "docs"
-CHARTS = ("point-150.svg", "point-memory.svg", "daemon-memory.svg", "daemon-cpu.svg")
-"""Of the run, those that the page shows; in docs/ they are called performance-*.svg."""
+CHARTS = {
+    "performance-point.svg": "point-{workers}.svg",
+    "performance-memory.svg": "point-memory.svg",
+    "performance-daemon-memory.svg": "daemon-memory.svg",
+    "performance-daemon-cpu.svg": "daemon-cpu.svg",
+}
+"""In docs/, and in the run."""
+
+TOKENS_PER_SECOND = 20
+"""Of a language model that somebody reads along with: what the sizing table reckons with."""
+
+SECONDS_PER_STREAM = 30
+"""The same of how long an answer takes."""
 
 
 def facts(name: str) -> dict[str, str]:
-    """All figures of a run by name."""
+    """All figures of a run by name. Raises BenchmarkError where the run has not measured everything."""
     directory = parts.results_directory(name)
     documents = {}
     for part in parts.PARTS:
@@ -32,7 +46,43 @@ def facts(name: str) -> dict[str, str]:
     found = {"run": name, "about": summary.about(documents), "caution": summary.caution(documents)}
     for part in parts.PARTS:
         found |= part.facts(documents[part.key])
+    found["sizing"] = sizing(documents).strip()
     return found
+
+
+def sizing(documents: dict[str, parts.Document]) -> str:
+    """A table for hosts with relayed streams: what the run's figures come to for so many of them."""
+    try:
+        daemon, handoff = documents["daemon"]["samples"], documents["handoff"]["mpms"]["event"]["samples"]
+        stream = median(daemon["relay-memory"]["ours"]["rss_per_stream"])
+        event = median(daemon["relay"]["ours"]["cpu_s_per_million"])
+        base = median(daemon["relay-memory"]["ours"]["base_rss"])
+        levels = documents["beyond"]["samples"]
+        kernel = median(levels[max(levels, key=int)]["kernel_per_stream"]) / 2
+        given = handoff["envelope"]
+        handed = median(given[max(given, key=int)]["httpd_cpu_us"])
+    except KeyError as error:
+        raise BenchmarkError(f"the run has no figure for the sizing table: {error}") from None
+    rows = []
+    for streams in (1_000, 10_000, 100_000):
+        cores = streams * TOKENS_PER_SECOND * event / 1e6
+        workers = max(1, math.ceil(cores / 0.7))  # a worker that is always busy answers late
+        starts = streams / SECONDS_PER_STREAM
+        rows.append(
+            [
+                f"{streams:,}",
+                f"{cores:,.1f}",
+                f"{workers}",
+                f"{2 * math.ceil(streams / workers) + 1024:,}",
+                f"{(streams * stream + workers * base) / 1e6:,.0f} MB",
+                f"{2 * streams * kernel / 1e6:,.0f} MB",
+                f"{starts:,.0f}",
+                f"{starts * handed / 1e6:.1%}",
+            ]
+        )
+    head = ["streams", "cores for the daemon", "daemon's workers", "`LimitNOFILE=` of each", "daemon's memory",
+            "kernel's memory", "new streams/s", "of a core, for Apache's handoffs"]  # fmt: skip
+    return table(head, rows)
 
 
 def render(name: str) -> dict[Path, str]:
@@ -43,11 +93,11 @@ def render(name: str) -> dict[Path, str]:
     if unknown:
         raise BenchmarkError(f"{TEMPLATE.name}: the run '{name}' has no figure for {', '.join(unknown)}")
     files = {DOCS / "performance.md": re.sub(r"\{(\w+)\}", lambda match: found[match[1]], text)}
-    for chart in CHARTS:
-        path = parts.results_directory(name) / chart
+    for chart, source in CHARTS.items():
+        path = parts.results_directory(name) / source.format(**found)
         if not path.exists():
             raise BenchmarkError(f"{path.relative_to(ROOT)} is missing")
-        files[DOCS / f"performance-{chart}"] = path.read_text()
+        files[DOCS / chart] = path.read_text()
     return files
 
 

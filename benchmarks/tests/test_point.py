@@ -1,0 +1,207 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The clients, the prober and the servers of benchmarks/run point do what they say. Nothing here looks at speed."""
+
+from __future__ import annotations
+
+import os
+import socket
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
+from pathlib import Path
+
+import pytest
+
+BENCHMARKS = Path(__file__).resolve().parents[1]
+# E402: benchlib is no installed package, it lies beside the commands.
+sys.path.insert(0, str(BENCHMARKS))
+
+from benchlib import door, point, tools  # noqa: E402
+from benchlib.point import Talker  # noqa: E402
+from benchlib.tools import BUILD, BenchmarkError  # noqa: E402
+
+HEAD = b"HTTP/1.1 200 OK\r\nContent-Type: text/event-stream\r\n\r\n"
+EVENT = b'data: {"content":" x"}\n\n'
+DONE = b"data: [DONE]\n\n"
+PAGE = b"HTTP/1.1 200 OK\r\nContent-Type: text/html\r\n\r\n<html>\n</html>\n"
+
+
+@pytest.fixture(scope="module", autouse=True)
+def _built() -> None:
+    tools.build("generators", module=False)
+
+
+@contextmanager
+def answering(answer: Callable[[int, socket.socket], None]) -> Iterator[int]:
+    """A server with a thread per connection, which is told its number by its request; yields the port."""
+
+    def one(connection: socket.socket) -> None:
+        # The generators end their connections by a reset.
+        with connection, suppress(OSError):
+            request = connection.recv(65536)
+            answer(int(request.split()[1].lstrip(b"/") or b"0", 16), connection)
+
+    def serve() -> None:
+        while True:
+            try:
+                connection, _ = listener.accept()
+            except OSError:
+                return
+            threading.Thread(target=one, args=(connection,), daemon=True).start()
+
+    with socket.create_server(("127.0.0.1", 0), backlog=64) as listener:
+        threading.Thread(target=serve, daemon=True).start()
+        yield listener.getsockname()[1]
+        listener.shutdown(socket.SHUT_RDWR)
+
+
+def until_closed(connection: socket.socket) -> None:
+    while connection.recv(4096):
+        pass
+
+
+@contextmanager
+def streams(port: int, most: int, tmp_path: Path) -> Iterator[Talker]:
+    request = tmp_path / "request"
+    request.write_bytes(b"GET /@@@@@@@@ HTTP/1.1\r\nHost: x\r\n\r\n")
+    talker = Talker([str(BUILD / "streams"), f"tcp:{port}", str(request), str(most), "steps"], os.sched_getaffinity(0))
+    try:
+        yield talker
+    finally:
+        talker.stop()
+
+
+def test_each_way_in_which_a_stream_can_go_wrong_is_counted_as_what_it_is(tmp_path: Path) -> None:
+    def answer(number: int, connection: socket.socket) -> None:
+        if number == 1:
+            connection.sendall(b"HTTP/1.1 503 Service Unavailable\r\n\r\n")
+        elif number == 2:
+            connection.sendall(HEAD + EVENT)  # and the end, without [DONE]
+        elif number == 3:
+            pass  # the end, before anything came
+        elif number == 4:
+            until_closed(connection)  # never begins
+        elif number == 5:
+            connection.sendall(HEAD + EVENT + DONE)
+        else:
+            connection.sendall(HEAD + EVENT)
+            until_closed(connection)
+
+    with answering(answer) as port, streams(port, 6, tmp_path) as talker:
+        talker.ask("grow 6 1000 1")
+        seen = talker.ask("count 0.3")
+    assert seen["failures"] == {"handoff": 1, "status": 1, "cut": 1, "late": 0}
+    assert (seen["streams"], seen["live"], seen["waiting"], seen["completed"]) == (6, 1, 1, 1)
+
+
+def test_streams_are_added_to_those_that_are_there(tmp_path: Path) -> None:
+    def answer(number: int, connection: socket.socket) -> None:
+        del number
+        connection.sendall(HEAD + EVENT)
+        until_closed(connection)
+
+    with answering(answer) as port, streams(port, 20, tmp_path) as talker:
+        assert talker.ask("grow 5 1000 5")["live"] == 5
+        assert talker.ask("grow 20 1000 5")["live"] == 20
+        with pytest.raises(BenchmarkError, match="more than 20 streams"):
+            talker.ask("grow 21 1000 5")
+
+
+def test_an_event_that_does_not_come_is_missed(tmp_path: Path) -> None:
+    """Of two streams with an event every 50 ms one stops after the first."""
+
+    def answer(number: int, connection: socket.socket) -> None:
+        connection.sendall(HEAD + EVENT)
+        while number == 0:
+            time.sleep(0.05)
+            connection.sendall(EVENT)
+        until_closed(connection)
+
+    with answering(answer) as port, streams(port, 2, tmp_path) as talker:
+        talker.ask("grow 2 1000 5")
+        seen = talker.ask("count 1 50")
+    assert seen["live"] == 2
+    # Half of what is due, and a few more where the machine is busy.
+    assert seen["behind"] >= seen["due"] / 2 - 1 > 5
+
+
+def test_finish_waits_for_the_last_events_of_all(tmp_path: Path) -> None:
+    def answer(number: int, connection: socket.socket) -> None:
+        connection.sendall(HEAD + EVENT)
+        time.sleep(0.02 * number)
+        connection.sendall(EVENT + DONE)
+
+    with answering(answer) as port, streams(port, 10, tmp_path) as talker:
+        talker.ask("grow 10 1000 5")
+        assert talker.ask("finish 20")["completed"] == 10
+
+
+def test_the_prober_tells_right_wrong_and_late_pages_apart(tmp_path: Path) -> None:
+    number = iter(range(1_000_000))
+
+    def answer(_: int, connection: socket.socket) -> None:
+        kind = next(number) % 3
+        if kind == 0:
+            connection.sendall(PAGE)
+        elif kind == 1:
+            connection.sendall(PAGE[:-9])
+        else:
+            until_closed(connection)
+
+    request = tmp_path / "request"
+    request.write_bytes(b"GET / HTTP/1.1\r\nHost: x\r\n\r\n")
+    with answering(answer) as port:
+        talker = Talker([str(BUILD / "prober"), str(port), str(request), "30", "1"], os.sched_getaffinity(0))
+        try:
+            seen = talker.ask("count 1")
+        finally:
+            talker.stop()
+    assert seen["asked"] == seen["right"] + seen["wrong"] + seen["late"]
+    assert min(seen["right"], seen["wrong"], seen["late"]) >= seen["asked"] // 3 - 1 > 5
+    assert seen["latency_ms"]["p99"] == 1000.0
+
+
+@pytest.mark.parametrize("key", ["mod_php", "x-accel", "handoff"])
+def test_a_climb_leaves_every_figure_of_every_level(key: str, tmp_path: Path) -> None:
+    tools.build("point")
+    contender = next(c for c in door.CONTENDERS if c.key == key)
+    settings = point.Settings((25,), (2, 4), 50.0, 10.0, 0.1, 2.0, 20.0, 3, 2)
+    said: list[str] = []
+    with point.world() as world:
+        looks = world.climb(contender, 25, settings, said.append)
+    assert set(looks) == {"0", "2", "4", "short"}, said
+    for level in ("2", "4"):
+        seen = looks[level]
+        assert (seen["live"], seen["failed"], seen["waiting"]) == (int(level), 0, 0), (level, seen)
+        assert seen["answered"] == 1, (level, seen)
+        for what in ("p50_ms", "p99_ms", "events", "cpu_s", "pss", "pss_per_stream", "first_p99_ms"):
+            assert seen[what] > 0, (level, what)
+    assert looks["short"]["completed"] == 3
+
+
+def test_a_server_that_does_not_start_is_told_with_its_own_words(tmp_path: Path) -> None:
+    place = door.Door(tmp_path, 25, os.sched_getaffinity(0), 1, door.CONTENDERS[0])
+    command = [sys.executable, "-c", "import sys; sys.exit('no such luck')"]
+    with (
+        pytest.raises(BenchmarkError, match="thing did not start"),
+        door.started(place, "thing", command, lambda: False),
+    ):
+        pass
+    assert "no such luck" in place.complaints()
+
+
+def test_a_climb_leaves_no_process_behind() -> None:
+    """Not even workers whose supervisor was killed."""
+    parent = subprocess.Popen(
+        ["sh", "-c", "trap '' TERM; sleep 300 & sleep 300 & wait"], stdout=subprocess.DEVNULL, start_new_session=True
+    )
+    deadline = time.monotonic() + 20
+    while len(door.tree([parent.pid])) < 3 and time.monotonic() < deadline:
+        time.sleep(0.02)
+    pids = door.tree([parent.pid])
+    assert len(pids) == 3
+    door.end(parent)
+    assert not any(Path(f"/proc/{pid}").exists() for pid in pids)

@@ -1,0 +1,241 @@
+# SPDX-License-Identifier: Apache-2.0
+"""benchmarks/run keeps its rounds, goes on, and says what is missing; nothing here measures anything."""
+
+from __future__ import annotations
+
+import json
+import re
+import subprocess
+import sys
+import xml.etree.ElementTree as ET
+from collections.abc import Callable
+from dataclasses import replace
+from itertools import pairwise
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+BENCHMARKS = Path(__file__).resolve().parents[1]
+# E402: benchlib is no installed package, it lies beside the commands.
+sys.path.insert(0, str(BENCHMARKS))
+
+from benchlib import (  # noqa: E402
+    beyond,
+    door,
+    loadgen,
+    machine,
+    parts,
+    plot,
+    point,
+    point_report,
+    profile,
+    publish,
+    suite,
+    summary,
+)
+from benchlib.tools import BenchmarkError  # noqa: E402
+
+
+def look(level: int, live: int, answered: float, p99: float, pss: float = 50e6) -> dict[str, float]:
+    """What a climb has seen at a level."""
+    return {
+        "wanted": level, "live": live, "waiting": level - live, "failed": 0, "answered": answered, "p50_ms": p99 / 3,
+        "p99_ms": p99, "events": 3 * live, "cpu_s": 0.1, "seconds": 3.0, "pss": pss, "generator_share": 0.2,
+        "prober_share": 0.1, "complete": 1.0, "late_p50_ms": 1.0, "late_p99_ms": 5.0,
+        "pss_per_stream": pss / max(1, live), "cpu_s_per_million": 30.0,
+    }  # fmt: skip
+
+
+def climbed(factor: float) -> dict[str, Any]:
+    """A round of the point: a contender that lives, one that stops; times are so many times those of another round."""
+    good = {
+        "0": look(0, 0, 1, 2 * factor),
+        "10": look(10, 10, 1, 2 * factor),
+        "1000": look(1000, 1000, 1, 2.4 * factor),
+    }
+    bad = {"0": look(0, 0, 1, 2 * factor), "10": look(10, 10, 1, 4 * factor), "1000": look(1000, 25, 0, 3000)}
+    short = {"wanted": 100, "completed": 100, "failed": 0, "waiting": 0}
+    samples = {"25": {"mod_php": bad, "handoff": {**good, "short": short}}}
+    return {"settings": parts.PARTS[0].settings(False), "samples": samples, "missing": {}}
+
+
+def test_the_plain_pages_ratio_is_formed_within_each_round() -> None:
+    """A machine that was twice as slow for one round changes nothing."""
+    document = point_report.merge([climbed(1.0), climbed(2.0)])
+    aims = {aim.text: aim for aim in point_report.aims(document)}
+    (text,) = (text for text in aims if text.startswith("plain page's p99"))
+    assert "1,000 streams (handoff, 25 workers)" in text
+    assert aims[text].value.low == aims[text].value.high == pytest.approx(1.2) and aims[text].met
+
+
+def test_a_contender_that_stopped_answering_has_no_latency_in_table_and_chart() -> None:
+    document = point_report.merge([climbed(1.0)])
+    text = point_report.report(document)
+    row = next(line for line in text.splitlines() if line.startswith("| PHP streams, mod_php | 2.0"))
+    assert row.endswith("| **0% answered** |")
+    charts = point_report.charts(document)
+    assert set(charts) == {"point-25.svg", "point-memory.svg"}
+    # Three points of the one that lives, two of the one that stopped.
+    assert charts["point-25.svg"].count("<circle") == 5
+
+
+def test_memory_of_worker_bound_streams_is_divided_by_those_that_live() -> None:
+    document = point_report.merge([climbed(1.0)])
+    aims = {aim.text: aim for aim in point_report.aims(document)}
+    (aim,) = (aim for text, aim in aims.items() if text.startswith("memory of all processes"))
+    assert aim.value.median == pytest.approx(25 / 1000) and aim.met
+
+
+@pytest.mark.parametrize("key", ["lines", "bars"])
+def test_a_chart_is_well_formed_and_has_colours_for_light_and_dark(key: str) -> None:
+    svg = {
+        "lines": plot.lines("a < b", "c & d", "x", [plot.Line("one", ((0, 1.0), (10, None)), True)]),
+        "bars": plot.bars("a < b", "c & d", [plot.Bar("one", 2.0, 1.0, 3.0), plot.Bar("two", 900.0, 900.0, 900.0)]),
+    }[key]
+    root = ET.fromstring(svg)
+    assert root.findtext("{http://www.w3.org/2000/svg}title") == "a < b"
+    assert "prefers-color-scheme: dark" in svg
+    assert ("(logarithmic)" in svg) == (key == "bars")
+
+
+def test_names_at_the_lines_ends_do_not_cover_each_other() -> None:
+    places = plot._apart([100.0, 101.0, 99.0, 395.0, 399.0], 18, 90, 400)
+    ordered = sorted(places)
+    assert all(later - earlier >= 18 for earlier, later in pairwise(ordered))
+    assert places[2] < places[0] < places[1] and max(places) <= 400
+
+
+@pytest.fixture
+def counted(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> tuple[suite.Run, list[int]]:
+    """A run of three rounds of a scenario that only counts, and the numbers of the rounds that were measured."""
+    measured: list[int] = []
+
+    def measure(number: int, quick: bool, say: Callable[[str], None]) -> dict[str, Any]:
+        del quick, say
+        if number == 1 and measured == [0]:
+            measured.append(-1)
+            raise KeyboardInterrupt
+        measured.append(number)
+        return {"missing": {}, "number": number}
+
+    def merge(rounds: list[dict[str, Any]]) -> dict[str, Any]:
+        return {**rounds[0], "numbers": [document["number"] for document in rounds]}
+
+    part = replace(parts.PARTS[0], key="count", measure=measure, merge=merge, settings=lambda quick: {"size": 1})
+    monkeypatch.setattr(machine, "commit", lambda: "abc")
+    return suite.Run(tmp_path / "state", [part], False, 3), measured
+
+
+def test_a_run_that_was_interrupted_goes_on_where_it_was(counted: tuple[suite.Run, list[int]]) -> None:
+    run, measured = counted
+    with pytest.raises(KeyboardInterrupt):
+        run.measure({})
+    run.measure({})
+    assert measured == [0, -1, 1, 2]
+    assert run.documents()["count"]["numbers"] == [0, 1, 2]
+    run.measure({})
+    assert measured == [0, -1, 1, 2]
+
+
+@pytest.mark.parametrize("what", ["settings", "commit", "a file that is no JSON"])
+def test_a_round_of_other_settings_or_another_commit_is_measured_again(
+    counted: tuple[suite.Run, list[int]], monkeypatch: pytest.MonkeyPatch, what: str
+) -> None:
+    run, measured = counted
+    measured.append(-2)  # no interruption
+    run.measure({})
+    if what == "settings":
+        run.chosen = [replace(run.chosen[0], settings=lambda quick: {"size": 2})]
+    elif what == "commit":
+        monkeypatch.setattr(machine, "commit", lambda: "def")
+    else:
+        run.file(run.chosen[0], 1).write_text("{")
+    del measured[:]
+    measured.append(-2)
+    run.measure({})
+    assert measured == ([-2, 1] if what.startswith("a file") else [-2, 0, 1, 2])
+
+
+def test_what_could_not_be_measured_is_named_with_its_scenario() -> None:
+    point_part, beyond_part = parts.PARTS[0], next(part for part in parts.PARTS if part.key == "beyond")
+    documents = {"point": {"missing": {"x-accel, 25 workers": "nginx is missing"}}}
+    assert suite.missing(documents, [point_part, beyond_part]) == ["beyond", "point: x-accel, 25 workers"]
+
+
+@pytest.mark.parametrize(
+    ("arguments", "said"),
+    [
+        (["speed"], "speed is none of point, handoff, daemon, beyond"),
+        (["--record", "../x"], "'../x' is no name of a run"),
+        (["--record", "x", "--out", "y"], "leave out --out"),
+    ],
+    ids=["scenario", "name", "both"],
+)
+def test_a_wrong_argument_is_named_with_what_there_is(arguments: list[str], said: str) -> None:
+    done = subprocess.run([str(BENCHMARKS / "run"), *arguments], capture_output=True, text=True, check=False)
+    assert done.returncode == 2
+    assert said in done.stderr
+
+
+def test_a_run_without_a_scenario_is_not_published() -> None:
+    with pytest.raises(BenchmarkError, match=r"no-such-run/point\.json is missing"):
+        publish.publish("no-such-run")
+
+
+def test_a_page_with_a_figure_that_the_run_does_not_have_is_not_published(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    template = tmp_path / "performance.md.in"
+    template.write_text("{known} and {speed_of_light}")
+    monkeypatch.setattr(publish, "TEMPLATE", template)
+    monkeypatch.setattr(publish, "facts", lambda name: {"known": "1", "workers": "25"})
+    with pytest.raises(BenchmarkError, match="no figure for speed_of_light"):
+        publish.render("x")
+
+
+def test_every_contenders_request_is_whole() -> None:
+    for contender in door.CONTENDERS:
+        text = door.request(contender.request, 7, 0.5).decode()
+        head, _, body = text.partition("\r\n\r\n")
+        length = re.search(r"Content-Length: (\d+)", head)
+        assert int(length[1] if length else 0) == len(body), contender.key
+        assert not re.search(r"\{\w+\}", text), contender.key
+        assert "7" in text or contender.key == "fdpass", contender.key
+
+
+def test_what_is_short_first_is_the_least_of_all_limits(monkeypatch: pytest.MonkeyPatch) -> None:
+    found = beyond.limits()
+    assert "memory" in found and all(value > 0 for value in found.values())
+    few = {"memory": 5_000_000, "ports": 700}
+    monkeypatch.setattr(beyond, "limits", lambda: few)
+    document = {"nearest": "ports", "limits": few}
+    assert beyond.limits_table(document).splitlines()[2] == "| **ports** | 700 |"
+
+
+def test_perfs_script_becomes_stacks_from_the_root_on() -> None:
+    script = "python3 \n\tffff send\n\t55ab loop\n\npython3 \n\tffff send\n\t55ab loop\n\nphp \n\t77aa [unknown]\n"
+    stacks = profile.folded(script)
+    assert stacks == {("python3", "loop", "send"): 2, ("php", "[unknown]"): 1}
+    assert profile.words(stacks).splitlines()[0] == "- 66.7% in `send` of python3"
+    assert "loop: 66.7%" in "".join(ET.fromstring(profile.flames("x", stacks)).itertext())
+
+
+def test_the_report_says_that_a_busy_machines_times_mean_nothing() -> None:
+    def document(load: float, quick: bool) -> dict[str, dict[str, Any]]:
+        return {"point": {"loads": [load, 3.0], "quick": quick}}
+
+    assert summary.caution(document(0.1, False)) == ""
+    assert "busy" in summary.caution(document(2.0, False))
+    assert "quick" in summary.caution(document(0.1, True))
+
+
+def test_loadgens_ceiling_is_reported_with_the_share_of_a_core() -> None:
+    seen = {"per_second": 100.0, "per_cpu_second": 400.0, "share": 0.25}
+    document = loadgen.merge([{"samples": {"requests": seen}, "missing": {}}] * 2)
+    assert "| 100 (100-100) | 400 (400-400) | 0.25 (0.25-0.25) | - |" in loadgen.report(document)
+
+
+def test_a_quick_run_asks_every_contender_of_the_full_one() -> None:
+    assert point.QUICK.contenders == point.FULL.contenders == tuple(c.key for c in door.CONTENDERS)
+    assert json.loads(json.dumps(parts.PARTS[0].settings(True)))["levels"] == list(point.QUICK.levels)
