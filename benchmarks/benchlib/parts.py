@@ -112,7 +112,9 @@ def _report_module(document: Document) -> str:
 def _module_facts(document: Document) -> dict[str, str]:
     found: dict[str, str] = {}
     for mpm, result in document["mpms"].items():
-        reading = module.Reading(result["samples"])
+        # JSON has made texts of the numbers of connections.
+        cells = {key: {int(many): cell for many, cell in seen.items()} for key, seen in result["samples"].items()}
+        reading = module.Reading(cells)
         many = max(_module_settings(document["quick"]).connections)
         if reading.has("envelope") and reading.has("dynamic"):
             cost = reading.ratio("envelope", "dynamic", many, "httpd_cpu_us").median
@@ -128,7 +130,8 @@ def _module_facts(document: Document) -> dict[str, str]:
 
 
 def _daemon_settings(quick: bool) -> daemon.Settings:
-    return daemon.QUICK if quick else replace(daemon.FULL, rounds=1)
+    """One round at a time; quick ones with a tenth of the streams, so that their costs are not all the idle worker's."""
+    return daemon.Settings(1, 0.1, 0.5) if quick else replace(daemon.FULL, rounds=1)
 
 
 def _measure_daemon(number: int, quick: bool, say: Say) -> Document:
@@ -265,12 +268,12 @@ def _nothing(document: Document) -> dict[str, str]:
 
 
 PARTS = (
-    Part("point", "the point: streams held open, and the plain page meanwhile", (3, 1), (420, 90), _measure_point,
+    Part("point", "the point: streams held open, and the plain page meanwhile", (3, 1), (420, 130), _measure_point,
          point_report.merge, point_report.report, point_report.charts, point_report.facts,
          lambda quick: asdict(_point_settings(quick))),
     Part("handoff", "the handoff: what it costs Apache", (3, 1), (200, 20), _measure_module, _merge_module,
          _report_module, _nothing, _module_facts, lambda quick: asdict(_module_settings(quick))),
-    Part("daemon", "the daemon: what a stream costs it", (3, 1), (170, 45), _measure_daemon, _merge_daemon,
+    Part("daemon", "the daemon: what a stream costs it", (3, 1), (170, 70), _measure_daemon, _merge_daemon,
          _report_daemon, _daemon_charts, _daemon_facts, lambda quick: asdict(_daemon_settings(quick))),
     Part("beyond", "beyond one process's descriptors", (2, 1), (110, 10), _measure_beyond, beyond.merge,
          beyond.report, _nothing, beyond.facts, lambda quick: asdict(_beyond_settings(quick))),
