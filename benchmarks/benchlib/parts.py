@@ -130,7 +130,7 @@ def _module_facts(document: Document) -> dict[str, str]:
 
 
 def _daemon_settings(quick: bool) -> daemon.Settings:
-    """One round at a time; quick ones with a tenth of the streams, so that their costs are not all the idle worker's."""
+    """One round at a time; quick ones with a tenth of the streams: fewer cost what the idle worker costs."""
     return daemon.Settings(1, 0.1, 0.5) if quick else replace(daemon.FULL, rounds=1)
 
 

@@ -74,7 +74,8 @@ class Run:
             for part in self.chosen:
                 if number >= self.wanted(part) or self.kept(part, number, commit):
                     continue
-                about = machine.describe(**versions)
+                # Of the sources as they were when the run began; somebody may be editing them meanwhile.
+                about = {**machine.describe(**versions), "commit": commit}
                 self.say(
                     f"{part.key}, round {number + 1} of {self.wanted(part)}; about {clock(self.left(commit))} to go"
                 )
