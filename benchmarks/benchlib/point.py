@@ -205,7 +205,8 @@ class World:
                 if not alive and level != max(settings.levels):
                     continue
                 opened = streams.ask(f"grow {level} {settings.rate} {settings.patience}")
-                time.sleep(settings.settle)
+                # Not a sleep: what is not read meanwhile would be late.
+                streams.ask(f"count {settings.settle}")
                 look = self._look(place, streams, prober, settings, level)
                 look["first_p50_ms"] = opened["first_event_ms"]["p50"]
                 look["first_p99_ms"] = opened["first_event_ms"]["p99"]
