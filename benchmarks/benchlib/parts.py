@@ -268,10 +268,10 @@ def _nothing(document: Document) -> dict[str, str]:
 
 
 PARTS = (
-    Part("point", "the point: streams held open, and the plain page meanwhile", (3, 1), (420, 130), _measure_point,
+    Part("point", "the point: streams held open, and the plain page meanwhile", (3, 1), (460, 130), _measure_point,
          point_report.merge, point_report.report, point_report.charts, point_report.facts,
          lambda quick: asdict(_point_settings(quick))),
-    Part("handoff", "the handoff: what it costs Apache", (3, 1), (200, 20), _measure_module, _merge_module,
+    Part("handoff", "the handoff: what it costs Apache", (2, 1), (200, 20), _measure_module, _merge_module,
          _report_module, _nothing, _module_facts, lambda quick: asdict(_module_settings(quick))),
     Part("daemon", "the daemon: what a stream costs it", (3, 1), (170, 70), _measure_daemon, _merge_daemon,
          _report_daemon, _daemon_charts, _daemon_facts, lambda quick: asdict(_daemon_settings(quick))),

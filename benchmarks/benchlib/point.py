@@ -51,9 +51,14 @@ class Settings:
     tokens: int  # events of each of them
     contenders: tuple[str, ...] = tuple(c.key for c in CONTENDERS)
 
+    def levels_of(self, workers: int) -> list[int]:
+        """What is far beyond a small site's workers looks all the same: there the highest level is enough."""
+        top = max(self.levels)
+        return [level for level in self.levels if level <= 4 * workers or workers == max(self.workers) or level == top]
+
 
 QUICK = Settings((25,), (10, 100, 400), 400.0, 1.5, 0.3, 1.5, 100.0, 100, 3)
-FULL = Settings((25, 150), (10, 100, 1000, 4000, 8000), 1000.0, 3.0, 1.0, 3.0, 150.0, 2000, 5)
+FULL = Settings((25, 150), (10, 100, 1000, 8000), 1000.0, 2.5, 1.0, 2.5, 160.0, 2000, 4)
 
 Look = dict[str, float]
 Samples = dict[str, dict[str, dict[str, Look]]]
@@ -201,7 +206,7 @@ class World:
             idle = self._look(place, streams, prober, settings, 0)
             looks["0"] = idle
             alive = True
-            for level in settings.levels:
+            for level in settings.levels_of(place.workers):
                 if not alive and level != max(settings.levels):
                     continue
                 opened = streams.ask(f"grow {level} {settings.rate} {settings.patience}")
