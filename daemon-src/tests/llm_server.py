@@ -38,7 +38,7 @@ class Request:
         self.chunk(event(text))
 
     def end(self) -> None:
-        # In one write: who has seen the one has seen the other, so the connection is free when the client has its answer.
+        # In one write: whoever has seen the one has seen the other, so the connection is free when the client has all.
         self.chunk(b"data: [DONE]\n\n", b"")
 
     def wait_closed(self) -> None:
