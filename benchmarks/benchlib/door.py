@@ -2,8 +2,9 @@
 """Whole web servers, each with one way to answer a stream: what benchmarks/point compares.
 
 Everything is Debian's and has a configuration of its own below one temporary directory, on loopback. Where a setting is
-not said here it is the package's default. All PHP-FPM pools and all Apaches of one size are set alike; they start with
-a few processes and grow to their limit under load, as they do on a host.
+not said here it is the package's default. All PHP-FPM pools and all Apaches of one size are set alike and grow from a
+few processes to their limit, as they do on a host; but where PHP streams itself all of its processes are there from the
+start: it would take seconds to fork them, and those are not what is asked.
 """
 
 from __future__ import annotations
@@ -235,8 +236,8 @@ def _fpm(door: Door) -> Iterator[None]:
     config.write_text(
         f"[global]\nerror_log = {door.directory}/fpm-error.log\ndaemonize = no\nrlimit_files = 4096\n"
         f"[www]\n{owner}listen = {door.fpm}\nlisten.mode = 0666\n"
-        f"pm = dynamic\npm.max_children = {door.workers}\npm.start_servers = 4\n"
-        "pm.min_spare_servers = 2\npm.max_spare_servers = 8\n"
+        f"pm = {'static' if door.contender.key == 'php-fpm' else 'dynamic'}\npm.max_children = {door.workers}\n"
+        "pm.start_servers = 4\npm.min_spare_servers = 2\npm.max_spare_servers = 8\n"
     )
     door.logs.append(door.directory / "fpm-error.log")
     pages(door)
@@ -255,9 +256,9 @@ def event_sizes(workers: int) -> str:
 
 
 def prefork_sizes(workers: int) -> str:
-    """Debian's mpm_prefork.conf, with another MaxRequestWorkers."""
+    """Debian's mpm_prefork.conf, with another MaxRequestWorkers, and all processes from the start."""
     return (
-        f"StartServers 5\nMinSpareServers 5\nMaxSpareServers 10\nServerLimit {workers}\n"
+        f"StartServers {workers}\nMinSpareServers 5\nMaxSpareServers {workers}\nServerLimit {workers}\n"
         f"MaxRequestWorkers {workers}\nMaxConnectionsPerChild 0\n"
     )
 
