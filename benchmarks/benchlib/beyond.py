@@ -173,6 +173,11 @@ def look(
     if live != level:
         failures = [report["failures"] for report in opened]
         raise BenchmarkError(f"{level} streams were opened, {live} are live; failures were {failures}")
+    # Whose streams were there first has not read since: what waits for him is not late.
+    for generator in generators:
+        generator.say("count 1")
+    for generator in generators:
+        generator.hear()
     pids = door.tree([supervisor])
     before = cpu_of(pids)
     for generator in generators:
