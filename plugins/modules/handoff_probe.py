@@ -17,9 +17,21 @@ description:
   - Uses the Python standard library only and runs where the task runs, that is on the host itself unless delegated.
 options:
   url:
-    description: Address of the front door, C(http://host[:port]), without a path.
+    description: Address of the front door, C(http://host[:port]) or C(https://host[:port]), without a path.
     type: str
     default: http://127.0.0.1
+  server_name:
+    description: With C(https), the name that the certificate has to be for, and that is asked for, where O(url) does
+      not carry it.
+    type: str
+  ca_file:
+    description: With C(https), a file of certificates to trust, in place of the host's own.
+    type: path
+  validate_certs:
+    description: With C(https), whether the certificate has to be good. Without, anybody in between can pass for the
+      front door.
+    type: bool
+    default: true
   host_header:
     description: Value of the C(Host) header, when the virtual host has a name that O(url) does not carry.
     type: str
@@ -54,6 +66,17 @@ options:
     description: Fail when fewer events arrive.
     type: int
     default: 1
+  expect:
+    description: A regular expression that the text of the answer has to contain somewhere.
+    type: str
+  maximum_first_event:
+    description: Seconds from the request to the first event, at most. 0 permits any.
+    type: float
+    default: 0
+  maximum_gap:
+    description: Seconds between two events, at most. 0 permits any.
+    type: float
+    default: 0
   timeout:
     description: Seconds for everything together.
     type: float
@@ -99,6 +122,10 @@ time_to_first_event:
   description: Seconds from sending the request to the first event with content.
   type: float
   returned: success
+longest_gap:
+  description: Seconds, the longest time between two pieces that brought events.
+  type: float
+  returned: success
 duration:
   description: Seconds from sending the request to the end of the stream.
   type: float
@@ -111,6 +138,8 @@ text:
 
 import http.client
 import json
+import re
+import ssl
 import time
 from urllib.parse import quote, urlencode, urlsplit
 
@@ -137,15 +166,20 @@ class FrontDoor:
 
     def __init__(self, module):
         parts = urlsplit(module.params["url"])
-        if parts.scheme != "http" or not parts.hostname or parts.path.strip("/") or parts.query:
+        if parts.scheme not in ("http", "https") or not parts.hostname or parts.path.strip("/") or parts.query:
             raise ProbeFailed(
-                f"url is {module.params['url']!r}; allowed is http://host[:port] without a path, "
-                "for example http://127.0.0.1:8080. Streams are handed off from plain HTTP connections only."
+                f"url is {module.params['url']!r}; allowed is http://host[:port] or https://host[:port] without a "
+                "path, "
+                "for example http://127.0.0.1:8080. Apache hands off from plain HTTP connections only; https is for a "
+                "load "
+                "balancer in front of it."
             )
         try:
-            self.address = (parts.hostname, parts.port or 80)
+            self.address = (parts.hostname, parts.port or (443 if parts.scheme == "https" else 80))
         except ValueError as error:
             raise ProbeFailed(f"url is {module.params['url']!r}: {error}") from error
+        self.tls = tls_context(module.params) if parts.scheme == "https" else None
+        self.server_name = module.params["server_name"] or parts.hostname
         self.host = module.params["host_header"] or parts.netloc
         self.deadline = time.monotonic() + module.params["timeout"]
         self.timeout = module.params["timeout"]
@@ -167,6 +201,8 @@ class FrontDoor:
             sent["Cookie"] = "; ".join(f"{name}={value}" for name, value in self.cookies.items())
         try:
             connection.connect()
+            if self.tls is not None:
+                connection.sock = self.tls.wrap_socket(connection.sock, server_hostname=self.server_name)
             # http.client forgets its socket once it knows that the answer ends with the connection; deadlines need it.
             self.socket = connection.sock
             connection.request(method, path, body=body, headers=sent)
@@ -224,6 +260,20 @@ class FrontDoor:
         return token
 
 
+def tls_context(params):
+    """Return what a connection to the front door has to satisfy."""
+    try:
+        context = ssl.create_default_context(cafile=params["ca_file"])
+    except (OSError, ssl.SSLError) as error:
+        raise ProbeFailed(
+            f"ca_file is {params['ca_file']!r} ({error}); allowed is a PEM file of certificates on the host that probes"
+        ) from error
+    if not params["validate_certs"]:
+        context.check_hostname = False
+        context.verify_mode = ssl.CERT_NONE
+    return context
+
+
 def unexpected(method, path, status, expected, content):
     """Return the message for a status that was not expected."""
     advice = ADVICE.get(status, "See Apache's error log and journalctl -u streaming-daemon.")
@@ -232,8 +282,8 @@ def unexpected(method, path, status, expected, content):
 
 
 def read_stream(door, response, reader, started):
-    """Read the stream to its end; return seconds to the first event."""
-    first = None
+    """Read the stream to its end; return seconds to the first event, and the longest between two."""
+    first, latest, gap = None, started, 0.0
     while True:
         door.socket.settimeout(door.remaining())
         try:
@@ -248,11 +298,29 @@ def read_stream(door, response, reader, started):
             ) from error
         if not chunk:
             reader.finish()
-            return first
+            return first, gap
+        events = reader.events
         reader.feed(chunk)
-        if first is None and reader.events:
-            first = time.monotonic() - started
+        if reader.events > events:
+            moment = time.monotonic()
+            if first is None:
+                first = moment - started
+            else:
+                gap = max(gap, moment - latest)
+            latest = moment
         door.remaining()
+
+
+def judge(params, reader, first, gap):
+    """Raise ProbeFailed where a complete answer is not the one that was asked for, or not in time."""
+    if params["expect"] and not re.search(params["expect"], reader.text):
+        raise ProbeFailed(
+            f"the answer does not contain what expect says, {params['expect']!r}. It begins: {reader.text[:200]!r}"
+        )
+    for name, found in (("maximum_first_event", first or 0.0), ("maximum_gap", gap)):
+        if 0 < params[name] < found:
+            what = "the first event came after" if name == "maximum_first_event" else "between two events were"
+            raise ProbeFailed(f"too slow: {what} {found:.3f} s, and {name} permits {params[name]:g} s")
 
 
 def probe(params, door, reader):
@@ -281,7 +349,7 @@ def probe(params, door, reader):
                 f"the answer's Content-Type is {kind!r}, expected text/event-stream. "
                 "Did the daemon answer, or the application?"
             )
-        first = read_stream(door, response, reader, started)
+        first, gap = read_stream(door, response, reader, started)
     except OSError as error:
         raise ProbeFailed(f"the connection broke: {error}") from error
     finally:
@@ -289,8 +357,10 @@ def probe(params, door, reader):
         connection.close()
     if reader.events < params["minimum_events"]:
         raise ProbeFailed(f"{reader.events} events arrived, expected at least {params['minimum_events']}")
+    judge(params, reader, first, gap)
     return {
         "status": response.status,
+        "longest_gap": round(gap, 4),
         "time_to_first_event": None if first is None else round(first, 4),
         "duration": round(time.monotonic() - started, 4),
         "text": reader.text[:200],
@@ -311,12 +381,25 @@ def main():
             "tokens": {"type": "int"},
             "pace": {"type": "float"},
             "minimum_events": {"type": "int", "default": 1},
+            "server_name": {"type": "str"},
+            "ca_file": {"type": "path"},
+            "validate_certs": {"type": "bool", "default": True},
+            "expect": {"type": "str"},
+            "maximum_first_event": {"type": "float", "default": 0},
+            "maximum_gap": {"type": "float", "default": 0},
             "timeout": {"type": "float", "default": 60},
         },
         required_together=[("user", "password")],
         supports_check_mode=True,
     )
     reader = AnswerReader()
+    try:
+        re.compile(module.params["expect"] or "")
+    except re.error as error:
+        module.fail_json(
+            msg=f"handoff_probe: expect is {module.params['expect']!r} ({error}); allowed is a regular expression of "
+            "Python's"
+        )
     if module.check_mode:
         module.exit_json(
             skipped=True, msg="A probe asks the backend for a real answer; check mode does not.", events=0, bytes=0

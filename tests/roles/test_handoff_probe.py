@@ -4,11 +4,15 @@ from __future__ import annotations
 
 import json
 import socket
+import ssl
 import struct
+import subprocess
 import threading
+import time
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
 from urllib.parse import parse_qs, urlsplit
 
 import pytest
@@ -27,6 +31,7 @@ class Behaviour:
     page_headers: dict[str, str] = field(default_factory=dict)
     reset: bool = False
     stall: threading.Event | None = None
+    pause: float = 0.0  # seconds before every piece
     chunked: bool = False
     seen: list[tuple[str, str, dict[str, str], bytes]] = field(default_factory=list)
 
@@ -81,6 +86,7 @@ class Handler(BaseHTTPRequestHandler):
         self.send_header("Connection", "close")
         self.end_headers()
         for piece in behaviour.body:
+            time.sleep(behaviour.pause)  # being slow is what this server is for
             self.wfile.write(b"%x\r\n%s\r\n" % (len(piece), piece) if behaviour.chunked else piece)
             self.wfile.flush()
         if behaviour.chunked:
@@ -249,9 +255,117 @@ def test_nobody_listening_is_said_plainly(run_module):
 
 
 @pytest.mark.parametrize(
-    "bad", ["https://127.0.0.1", "http://127.0.0.1/stream.php", "127.0.0.1", "http://127.0.0.1:99999"]
+    "bad", ["ftp://127.0.0.1", "http://127.0.0.1/stream.php", "127.0.0.1", "https://127.0.0.1:99999"]
 )
 def test_an_address_that_cannot_be_probed_is_refused_with_the_allowed_form(run_module, bad):
     report = run_module("handoff_probe", url=bad)
     assert report["failed"] is True
     assert bad in report["msg"]
+
+
+@pytest.fixture(scope="module")
+def certificate(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A certificate for chat.example.com, with its key."""
+    place = tmp_path_factory.mktemp("tls") / "chat.pem"
+    made = [
+        "openssl",
+        "req",
+        "-x509",
+        "-newkey",
+        "ec",
+        "-pkeyopt",
+        "ec_paramgen_curve:prime256v1",
+        "-noenc",
+        "-days",
+        "2",
+    ]
+    names = ["-subj", "/CN=chat.example.com", "-addext", "subjectAltName=DNS:chat.example.com"]
+    subprocess.run([*made, *names, "-keyout", str(place), "-out", f"{place}.crt"], check=True, capture_output=True)
+    place.write_text(place.read_text() + Path(f"{place}.crt").read_text())
+    return place
+
+
+@pytest.fixture
+def tls_url(behaviour: Behaviour, certificate: Path) -> Iterator[str]:
+    """The same server behind TLS, as behind a load balancer."""
+    server = ThreadingHTTPServer(("127.0.0.1", 0), type("Bound", (Handler,), {"behaviour": behaviour}))
+    server.handle_error = lambda *_: None  # type: ignore[method-assign]
+    context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+    context.load_cert_chain(certificate)
+    server.socket = context.wrap_socket(server.socket, server_side=True)
+    thread = threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.01})
+    thread.start()
+    yield f"https://127.0.0.1:{server.server_port}"
+    server.shutdown()
+    thread.join()
+    server.server_close()
+
+
+def test_a_front_door_with_tls_is_gone_through_like_any_other(run_module, tls_url, certificate):
+    report = run_module(
+        "handoff_probe",
+        url=tls_url,
+        server_name="chat.example.com",
+        ca_file=f"{certificate}.crt",
+        user="demo",
+        password="geheim & süß",
+    )
+    assert "failed" not in report, report
+    assert report["text"] == "Grüße there"
+
+
+@pytest.mark.parametrize(
+    ("given", "said"),
+    [
+        ({"server_name": "chat.example.com"}, "certificate verify failed"),
+        ({"ca_file": True}, "certificate verify failed"),
+        ({"ca_file": True, "server_name": "evil.example.com"}, "certificate verify failed"),
+        ({"ca_file": "/nowhere.pem"}, "ca_file is '/nowhere.pem'"),
+    ],
+    ids=["unknown authority", "address is not in it", "another name", "no such file"],
+)
+def test_a_certificate_that_is_not_good_ends_the_probe(run_module, tls_url, certificate, given, said):
+    if given.get("ca_file") is True:
+        given = {**given, "ca_file": f"{certificate}.crt"}
+    report = run_module("handoff_probe", url=tls_url, **given)
+    assert report["failed"] is True
+    assert said in report["msg"]
+
+
+def test_a_certificate_is_not_looked_at_where_told_so(run_module, tls_url):
+    assert "failed" not in run_module("handoff_probe", url=tls_url, validate_certs=False)
+
+
+def test_plain_http_at_a_port_that_speaks_tls_is_a_failure_and_no_hang(run_module, tls_url):
+    report = run_module("handoff_probe", url=tls_url.replace("https", "http"), timeout=10)
+    assert report["failed"] is True
+
+
+@pytest.mark.parametrize("expect", ["^Grüße", "there$", "e t"])
+def test_an_answer_may_have_to_contain_something(run_module, url, expect):
+    assert "failed" not in run_module("handoff_probe", url=url, expect=expect)
+
+
+def test_an_answer_that_does_not_is_refused_with_its_beginning(run_module, url):
+    report = run_module("handoff_probe", url=url, expect="Wort [0-9]+")
+    assert "does not contain what expect says, 'Wort [0-9]+'. It begins: 'Grüße there'" in report["msg"]
+
+
+def test_what_is_no_regular_expression_is_refused_before_anybody_is_asked(run_module, url, behaviour):
+    report = run_module("handoff_probe", url=url, expect="(")
+    assert "allowed is a regular expression" in report["msg"]
+    assert behaviour.seen == []
+
+
+def test_the_first_event_may_have_to_come_soon(run_module, url, behaviour):
+    behaviour.pause = 0.3
+    report = run_module("handoff_probe", url=url, maximum_first_event=0.1)
+    assert "too slow: the first event came after 0." in report["msg"]
+    assert "maximum_first_event permits 0.1 s" in report["msg"]
+
+
+def test_no_two_events_may_be_far_apart(run_module, url, behaviour):
+    behaviour.pause = 0.3
+    report = run_module("handoff_probe", url=url, maximum_gap=0.1)
+    assert "too slow: between two events were 0." in report["msg"]
+    assert run_module("handoff_probe", url=url)["longest_gap"] >= 0.3

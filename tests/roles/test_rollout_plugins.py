@@ -1,0 +1,174 @@
+"""The small parts of a rollout: the lock, the steps, the verdict, the table, who runs it."""
+
+from __future__ import annotations
+
+import importlib
+import os
+import subprocess
+import sys
+from types import ModuleType
+
+import pytest
+from ansible.parsing.dataloader import DataLoader
+from ansible.plugins.loader import lookup_loader
+from ansible.template import Templar, trust_as_template
+from generate_readme import ROOT
+
+
+def plugin(kind: str, name: str) -> ModuleType:
+    return importlib.import_module(f"ansible_collections.socket_handoff.fleet.plugins.{kind}.{name}")
+
+
+HOLDER = {"id": "0f3a55c1e2b7", "by": "ada@admin1", "release": "2.0", "since": "2026-11-29T01:00:00Z"}
+OTHER = {**HOLDER, "id": "aaaaaaaaaaaa", "by": "bob@admin2"}
+
+
+@pytest.fixture
+def lock(run_module, tmp_path):
+    path = tmp_path / "notes/lock"
+    return lambda state, **arguments: run_module("rollout_lock", state=state, path=str(path), **arguments)
+
+
+def test_a_second_rollout_is_refused_with_the_name_of_the_first(lock):
+    assert lock("held", holder=HOLDER)["changed"] is True
+    refused = lock("held", holder=OTHER)
+    assert refused["failed"] is True
+    for part in ("2.0", "ada@admin1", "2026-11-29T01:00:00Z", "-e rollout_break_lock=0f3a55c1e2b7"):
+        assert part in refused["msg"]
+    assert lock("read")["holder"] == HOLDER
+
+
+def test_who_has_the_lock_may_ask_again_and_only_they_give_it_back(lock):
+    lock("held", holder=HOLDER)
+    assert lock("held", holder=HOLDER)["changed"] is False
+    assert lock("free", holder=OTHER)["changed"] is False
+    assert lock("read")["holder"] == HOLDER
+    assert lock("free", holder=HOLDER)["changed"] is True
+    assert lock("read")["holder"] == {}
+
+
+def test_a_lock_whose_holder_is_gone_is_taken_over_and_no_other(lock):
+    lock("held", holder=HOLDER)
+    assert lock("held", holder=OTHER, gone=["bbbbbbbbbbbb"])["failed"] is True
+    taken = lock("held", holder=OTHER, gone=[HOLDER["id"]])
+    assert (taken["changed"], taken["taken_over"]) == (True, True)
+    assert lock("read")["holder"] == OTHER
+
+
+def test_of_two_who_ask_at_once_one_is_told_no(lock, monkeypatch, tmp_path):
+    """Both have seen that nobody has it; the other is faster by a moment."""
+    module = plugin("modules", "rollout_lock")
+    seen = iter([None, OTHER])
+    monkeypatch.setattr(module, "read", lambda path: next(seen))
+    (tmp_path / "notes").mkdir()
+    (tmp_path / "notes/lock").write_text("{}")
+    assert "bob@admin2" in lock("held", holder=HOLDER)["msg"]
+
+
+def test_check_mode_takes_no_lock(lock):
+    assert lock("held", holder=HOLDER, check=True)["changed"] is True
+    assert lock("read")["holder"] == {}
+
+
+@pytest.mark.parametrize(
+    ("ramp", "hosts", "steps"),
+    [
+        ("1, 10%, 50%, 100%", 6, [1, 2, 3]),
+        ([1, "10%", "50%", "100%"], 100, [1, 9, 40, 50]),
+        ("1,10%,50%,100%", 1, [1]),
+        ("100%", 7, [7]),
+        ("2,4,100%", 3, [2, 1]),
+        (["50%", 1, "100%"], 4, [2, 2]),
+        ("1,50%", 4, []),
+        ("", 4, []),
+        ("0,100%", 4, []),
+        ("101%", 4, []),
+        ("1;100%", 4, []),
+        ([None, "100%"], 4, []),
+    ],
+)
+def test_a_ramp_becomes_steps_that_reach_every_host_once(ramp, hosts, steps):
+    found = plugin("filter", "rollout_steps").rollout_steps(ramp, hosts)
+    assert found == steps
+    assert sum(found) in (0, hosts)
+
+
+def sample(host: str, new: bool, ended: int, bad: int, *problems: str) -> dict[str, object]:
+    return {"host": host, "new": new, "ended": ended, "bad": bad, "problems": list(problems)}
+
+
+@pytest.mark.parametrize(
+    ("samples", "refused"),
+    [
+        ([sample("a", True, 100, 0), sample("b", False, 100, 0)], []),
+        ([sample("a", True, 100, 3), sample("b", False, 100, 1)], []),
+        ([sample("a", True, 100, 4), sample("b", False, 100, 1)], ["a"]),
+        # The backend fails everybody: that is not the release.
+        ([sample("a", True, 100, 60), sample("b", False, 100, 60)], []),
+        ([sample("a", True, 19, 19)], []),
+        ([sample("a", True, 20, 20)], ["a"]),
+        ([sample("a", True, 0, 0, "apache2.service is failed"), sample("c", True, 50, 0)], ["a"]),
+        ([sample("b", False, 100, 90, "worse")], []),
+    ],
+)
+def test_a_canary_is_judged_by_those_that_have_the_old_release(samples, refused):
+    verdicts = plugin("filter", "soak_verdicts").soak_verdicts(samples, margin=2, minimum=20)
+    assert sorted(verdicts) == refused
+    assert all("worse than before" in text for text in verdicts.values())
+
+
+def test_a_table_has_its_columns_below_one_another():
+    rows = [{"host": "web1", "why": "a\nb"}, {"host": "web-with-a-long-name", "why": ""}]
+    lines = plugin("filter", "fleet_table").fleet_table(rows, ["host", "why"])
+    assert lines == ["host                  why", "web1                  a b", "web-with-a-long-name"]
+
+
+def test_this_process_is_here_one_that_has_ended_is_gone_and_one_elsewhere_is_not_guessed_at():
+    module = plugin("lookup", "rollout_controller")
+    child = subprocess.Popen([sys.executable, "-c", "input()"], stdin=subprocess.PIPE)
+    name = module.name_of(child.pid)
+    assert module.state_of(name) == "here"
+    # The number alone does not make it the same process, nor does it after a reboot.
+    assert module.state_of(f"{name[:-1]}{(int(name[-1]) + 1) % 10}") == "gone"
+    machine, boot, number, started = name.split(" ")
+    assert module.state_of(f"{machine} {boot[::-1]} {number} {started}") == "gone"
+    assert module.state_of(f"other/{machine} {boot} {number} {started}") == "elsewhere"
+    assert module.state_of("nonsense") == "elsewhere"
+    child.communicate(b"\n")
+    assert module.state_of(name) == "gone"
+
+
+def test_the_controller_names_the_run_and_not_one_of_its_workers():
+    module = plugin("lookup", "rollout_controller")
+    (found,) = lookup_loader.get("socket_handoff.fleet.rollout_controller").run([])
+    assert found["process"] == module.name_of(os.getpid())
+    assert "@" in found["by"]
+
+
+def inputs(**variables: object) -> str:
+    loader = DataLoader()
+    lookup = lookup_loader.get("socket_handoff.fleet.release_inputs", loader=loader, templar=Templar(loader, variables))
+    (digest,) = lookup.run([], variables=variables)
+    return str(digest)
+
+
+def test_what_a_release_is_made_from_has_one_digest():
+    plain = inputs(streaming_daemon_workers=2)
+    assert inputs(streaming_daemon_workers=2) == plain
+    assert inputs(streaming_daemon_workers=3) != plain
+    assert inputs(streaming_daemon_workers=trust_as_template("{{ 1 + 1 }}")) == plain
+    assert inputs(streaming_daemon_workers=2, somebody_elses=1) == plain
+
+
+def test_secrets_and_what_the_probe_asks_are_no_part_of_a_release():
+    plain = inputs(streaming_daemon_credentials={"key": "one"})
+    assert inputs(streaming_daemon_credentials={"key": "two"}) == plain
+    assert inputs(streaming_daemon_credentials={"other": "one"}) != plain
+    assert inputs(streaming_daemon_credentials={"key": "one"}, handoff_app_password="x") == plain
+    assert inputs(streaming_daemon_credentials={"key": "one"}, handoff_app_probe_tokens=9) == plain
+
+
+def test_every_tree_that_a_release_is_made_from_is_there():
+    module = plugin("lookup", "release_inputs")
+    for tree, endings in module.TREES:
+        assert any(path.name.endswith(endings) for path in (ROOT / tree).rglob("*")), tree
