@@ -134,14 +134,31 @@ def test_every_playbook_checks_its_inputs_first_by_a_spec_that_names_what_it_rea
     (check,) = plays[0]["tasks"][0]["ansible.builtin.validate_argument_spec"].values()
     assert f"lookup('socket_handoff.fleet.playbook_options', '{playbook.stem}')" in check
     # Read by the playbook itself, or by an entry point that it enters and that is no role's whole.
-    text = re.sub(r"name: socket_handoff[.]fleet[.]\w+|role: .*|tags: .*", "", playbook.read_text())
+    whole = with_its_tasks(playbook)
+    text = re.sub(r"name: socket_handoff[.]fleet[.]\w+|role: .*|tags: .*", "", whole)
     read = {name for role in ROLES for name in names(role, text)}
-    entered = re.findall(r"name: socket_handoff[.]fleet[.](\w+)\n\s+tasks_from: (\w+)", playbook.read_text())
+    entered = re.findall(r"name: socket_handoff[.]fleet[.](\w+)\n\s+tasks_from: (\w+)", whole)
     for role, entry in entered:
         if entry != "assert":
             read |= names(role, (ROOT / f"roles/{role}/tasks/{entry}.yml").read_text())
     derived = {"handoff_app_port"} if "handoff_app_probe_url" in read else set()
-    assert options == read | derived
+    # Of a role that it applies whole it takes every variable, and says so; deploy.yml names those that have to agree.
+    applied = re.findall(r"include_role:\n\s+name: socket_handoff[.]fleet[.](\w+)\n(?!\s+tasks_from)", whole)
+    read -= {name for role in applied for name in read if name.startswith(f"{role}_")}
+    derived -= {name for role in applied for name in derived if name.startswith(f"{role}_")}
+    read -= set(re.findall(r"(?m)^\s+(\w+): \"", whole))  # what it sets itself
+    # Beside them its own, and none that it does not read.
+    own = {name for name in options if name.startswith(("rollout_", "rollback_", "status_"))}
+    assert {name for name in own if not re.search(rf"\b{name}\b", whole)} == set()
+    assert options - own == read | derived
+
+
+def with_its_tasks(path):
+    """The text of a playbook, and of the tasks that it includes."""
+    text = path.read_text()
+    for name in dict.fromkeys(re.findall(r"(?:include|import)_tasks: (\S+)", text)):
+        text += with_its_tasks(path.parent / name)
+    return text
 
 
 def test_the_removal_asks_apache_about_all_of_it_before_anything_goes():
