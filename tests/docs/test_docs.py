@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ast
 import base64
 import contextlib
 import fcntl
@@ -218,3 +219,41 @@ def test_the_envelopes_receiver_answers_400_to_what_it_cannot_trust(tmp_path: Pa
             with payload_of(vector) as others:
                 received = hand_off(path, bytes_of(vector["message"]), others, ack=True)
             assert received.startswith(b"HTTP/1.1 400"), (vector["name"], received)
+
+
+def constant_texts(tree: ast.AST) -> Iterator[str]:
+    """The texts of a Python source, those written over several lines put together."""
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Constant) and isinstance(node.value, str):
+            yield node.value
+
+
+def said_in_the_code() -> str:
+    """Everything that playbooks, roles and plugins may say."""
+    sources = [path for room in ("playbooks", "roles") for path in (ROOT / room).rglob("*.yml")]
+    texts = [" ".join(path.read_text().split()) for path in sources if not path.name.endswith(".meta.yml")]
+    for path in (ROOT / "plugins").rglob("*.py"):
+        texts += constant_texts(ast.parse(path.read_text()))
+    return "\n".join(texts)
+
+
+def first_cells(document: Path, head: str) -> list[str]:
+    """The code in the first cells of the table with this head."""
+    table = document.read_text().partition(f"\n| {head} |")[2].partition("\n\n")[0]
+    return re.findall(r"(?m)^\| `(.+?)` \|", table)
+
+
+@pytest.mark.parametrize("head", ["message", "state"])
+def test_what_an_operator_looks_up_is_what_the_code_says(head: str) -> None:
+    code, looked_up = said_in_the_code(), first_cells(ROOT / "docs/operations.md", head)
+    assert len(looked_up) > 5
+    # Of a state that goes on with another one, the first part.
+    assert [text for text in looked_up if text.removesuffix("waiting").removesuffix("…") not in code] == []
+
+
+def test_every_variable_that_operations_names_is_one() -> None:
+    named = set(
+        re.findall(r"\b((?:rollout|rollback)_[a-z_]+|status_file)\b", (ROOT / "docs/operations.md").read_text())
+    )
+    metas = "".join((ROOT / f"playbooks/{name}.meta.yml").read_text() for name in ("rollout", "rollback", "status"))
+    assert named - set(re.findall(r"(?m)^      (\w+):$", metas)) == set()

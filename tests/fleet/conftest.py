@@ -1,0 +1,146 @@
+"""A fleet behind a load balancer, rolled out to by the playbooks, while users stream without a pause."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "chain"))
+
+from operator_runs import ENVIRONMENT, PROJECT, copy_of_checkout, replace
+
+PASSWORD = "chain-test-password"
+INVENTORY = os.environ.get("FLEET_INVENTORY", str(PROJECT / "molecule/fleet/inventory"))
+Run = subprocess.CompletedProcess[str]
+# Short, because the machine is small and the tests are many; an operator's are longer.
+QUICK = {"rollout_soak": 4, "rollout_watch": 8, "rollout_drain_wait": 1, "rollout_error_minimum": 5}
+
+
+@dataclass
+class Fleet:
+    """The hosts of the inventory, and what an operator does with them."""
+
+    web: list[str]
+    balancer: str
+    work: Path
+    number: int = 0
+    made: dict[str, Path] = field(default_factory=dict)
+
+    def command(self, play: str, *arguments: str) -> list[str]:
+        return [str(PROJECT / "script/enter"), "ansible-playbook", "-i", INVENTORY, f"playbooks/{play}.yml", *arguments]
+
+    def environment(self, checkout: Path) -> dict[str, str]:
+        return {**ENVIRONMENT, "ANSIBLE_CONFIG": str(checkout / "ansible.cfg"), "ANSIBLE_TIMEOUT": "8"}
+
+    def run(self, play: str, *arguments: str, checkout: Path = PROJECT) -> Run:
+        """Run a playbook to its end."""
+        return subprocess.run(
+            self.command(play, *arguments),
+            cwd=checkout,
+            env=self.environment(checkout),
+            capture_output=True,
+            text=True,
+            timeout=1800,
+            check=False,
+        )
+
+    def roll_out(self, release: str, checkout: Path, **given: Any) -> Run:
+        return self.run("rollout", "-e", self.inputs(release, **given), checkout=checkout)
+
+    def inputs(self, release: str, **given: Any) -> str:
+        return json.dumps({**QUICK, "rollout_release": release, **given})
+
+    def census(self) -> dict[str, dict[str, Any]]:
+        """What every host says it runs."""
+        place = self.work / "census.json"
+        done = self.run("status", "-e", f"status_file={place}")
+        assert done.returncode == 0, done.stdout[-3000:]
+        return {each["host"]: each for each in json.loads(place.read_text())}
+
+    def releases(self) -> dict[str, str]:
+        """Who runs which release; whoever has drifted, has a turn left over or is locked is named with it."""
+        found = {}
+        for name, each in self.census().items():
+            wrong = [word for word in ("drift", "unfinished", "lock", "problems") if each.get(word)]
+            found[name] = each.get("release", "unreachable") + (f" {each[wrong[0]]}" if wrong else "")
+        return found
+
+    def on(self, name: str, script: str) -> str:
+        """Run a shell script on a host, as root."""
+        ssh = ["ssh", "-F", str(PROJECT / ".cache/ssh/config"), "-o", "BatchMode=yes", name, "sudo", "sh", "-c"]
+        done = subprocess.run([*ssh, f"'{script}'"], capture_output=True, text=True, timeout=60, check=False)
+        assert done.returncode == 0, done.stderr
+        return done.stdout
+
+    def candidate(self, name: str) -> Path:
+        """A copy of this checkout, to be altered like one that is a version ahead."""
+        self.number += 1
+        copy = copy_of_checkout(self.work / f"{name}-{self.number}")
+        replace(copy / "daemon-src/streaming_daemon/__init__.py", '"""', f'"""Candidate {name} {self.number}. ')
+        return copy
+
+
+@pytest.fixture(scope="session")
+def fleet(tmp_path_factory: pytest.TempPathFactory) -> Fleet:
+    """The whole fleet, deployed by site.yml; each host with a release of the same name."""
+    listed = subprocess.run(
+        [str(PROJECT / "script/enter"), "ansible-inventory", "-i", INVENTORY, "--list"],
+        cwd=PROJECT,
+        env=ENVIRONMENT,
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+    groups = json.loads(listed.stdout)
+    found = Fleet(groups["web_hosts"]["hosts"], groups["load_balancers"]["hosts"][0], tmp_path_factory.mktemp("fleet"))
+    deployed = found.run("../site")
+    assert deployed.returncode == 0, deployed.stdout[-5000:]
+    base = found.roll_out("base", PROJECT, rollout_soak=0, rollout_watch=0, rollout_ramp="100%")
+    assert base.returncode == 0, base.stdout[-5000:]
+    return found
+
+
+@dataclass
+class Ledger:
+    """Every stream that users have opened, as they saw it."""
+
+    process: subprocess.Popen[str]
+    lines: list[dict[str, Any]] = field(default_factory=list)
+
+    def close(self) -> list[dict[str, Any]]:
+        """Let the users finish; return all their streams."""
+        if self.process.poll() is None:
+            self.process.send_signal(signal.SIGTERM)
+        out, _ = self.process.communicate(timeout=120)
+        self.lines = [json.loads(line) for line in out.splitlines()]
+        return self.lines
+
+    def lost(self, without: str = "") -> list[dict[str, Any]]:
+        """Streams that were not whole, but for those on one host, by the name that the balancer's cookie has for it."""
+        return [line for line in self.close() if line["outcome"] != "whole" and line["host"] != without]
+
+
+@pytest.fixture
+def users(fleet: Fleet) -> Iterator[Ledger]:
+    """Users that stream without a pause, from before a test until it asks what they got."""
+    address = subprocess.run(
+        [str(PROJECT / "script/host"), "address", fleet.balancer], capture_output=True, text=True, check=True
+    ).stdout.strip()
+    prober = Path(__file__).with_name("prober.py")
+    process = subprocess.Popen(
+        [sys.executable, str(prober), address, "--password", PASSWORD], stdout=subprocess.PIPE, text=True
+    )
+    ledger = Ledger(process)
+    yield ledger
+    if process.poll() is None:
+        process.kill()
+        process.communicate()
