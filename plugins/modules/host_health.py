@@ -108,6 +108,8 @@ TIMEOUT = 10.0
 # Streams that ended, by the daemon's own words, for a reason that is not the client's. A drain that ran out of time is
 # what an operator has asked for.
 BAD = ("other", "backend_error", "timeout", "overloaded")
+# Handoffs that say that Apache and the daemon do not understand one another. Clients that go away are no such sign.
+MISUNDERSTOOD = ("other", "invalid", "descriptors", "too_large")
 # Counters that do not move on a host that is well.
 STILL = {
     "daemon_workers_died_total": "workers died",
@@ -198,9 +200,8 @@ def of_daemon(then, today):
     for name, words in STILL.items():
         if (count := moved(then, today, name)) > 0:
             problems.append(f"{int(count)} {words} ({name}; see journalctl --unit streaming-daemon)")
-    refused = {
-        reason: count for reason, count in moved(then, today, "daemon_handoff_errors_total").items() if count > 0
-    }
+    by_reason = moved(then, today, "daemon_handoff_errors_total")
+    refused = {reason: by_reason[reason] for reason in MISUNDERSTOOD if by_reason.get(reason, 0) > 0}
     if refused:
         words = ", ".join(f"{int(count)} {reason}" for reason, count in sorted(refused.items()))
         problems.append(f"handoffs came to nothing: {words} (daemon_handoff_errors_total)")
