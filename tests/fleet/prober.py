@@ -30,6 +30,8 @@ from urllib.parse import urlencode
 
 TIMEOUT = 60.0
 STICKY = "__Host-handoff-host"
+# Streams that one browser asks for.
+STAYS = 2
 
 
 class User(threading.Thread):
@@ -121,7 +123,7 @@ class User(threading.Thread):
         return line
 
     def run(self) -> None:
-        logged_in = False
+        logged_in, streams = False, 0
         while not self.stop.is_set():
             line: dict[str, Any] | None
             try:
@@ -137,6 +139,10 @@ class User(threading.Thread):
             line.update(user=self.name, ended=time.time(), gap=round(line["gap"], 3))
             with self.lock:
                 print(json.dumps(line), flush=True)
+            streams += 1
+            if streams % STAYS == 0:
+                # Somebody new, whom the balancer sends to any host, also to one that has just come back.
+                self.cookies, logged_in = {}, False
             if line["outcome"] == "refused":
                 self.stop.wait(0.5)  # a user who is refused does not ask a thousand times a second
 

@@ -74,6 +74,37 @@ def test_a_bad_release_is_undone_on_the_canary_and_reaches_nobody_else(fleet: Fl
     assert all(each["failed"]["release"] == "bad" for name, each in fleet.census().items() if name == fleet.web[0])
 
 
+def test_what_only_users_meet_is_found_while_the_canary_serves_them_and_undone(fleet: Fleet, users: Ledger) -> None:
+    """The probe is answered well. The users of this one host are not, until it is put back."""
+    before = fleet.releases()
+    bad = fleet.candidate("users-only")
+    demo = bad / "daemon-src/streaming_daemon/backends/demo.py"
+    replace(demo, "from .base import Sink", "from .base import Failure, Sink")
+    failure = 'Failure(502, "backend_error", "made up", "made up")'
+    replace(
+        demo,
+        "        call = DemoCall(",
+        '        if handoff.question().startswith("user-"):\n'
+        f"            self._loop.call_soon(sink.failed, {failure})\n"
+        "            return DemoCall(self._wheel, sink, prompt, 0, 1.0)\n"
+        "        call = DemoCall(",
+    )
+    run = fleet.roll_out("users-only", bad, rollout_soak=20)
+    assert run.returncode != 0, run.stdout[-3000:]
+    assert "It serves worse than before" in said(run), run.stdout[-6000:]
+    assert re.search(rf"{fleet.web[0]} +\S+ +rolled back", run.stdout), run.stdout[-6000:]
+    assert fleet.releases() == before
+    canary = cookie_of(fleet, fleet.web[0])
+    assert users.lost(without=canary) == []
+    assert {line["outcome"] for line in users.lines if line["host"] == canary} >= {"refused", "whole"}
+
+
+def cookie_of(fleet: Fleet, name: str) -> str:
+    """The name that the balancer's cookie has for a host."""
+    text = fleet.on(fleet.balancer, "cat /etc/haproxy/haproxy.cfg")
+    return dict(re.findall(r"^ *server (\S+) .* cookie (\S+)", text, re.M))[name]
+
+
 def test_a_good_release_reaches_every_host_and_nobody_notices(fleet: Fleet, users: Ledger) -> None:
     good = fleet.candidate("good")
     replace(good / "module-src/handoff_version.h", 'HANDOFF_VERSION "', 'HANDOFF_VERSION "1')

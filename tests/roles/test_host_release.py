@@ -248,8 +248,10 @@ def test_kept_releases_are_bounded_and_the_previous_one_is_never_among_those_tha
     objects = [path.read_text() for path in (host.root / STORE / "objects").iterdir()]
     assert "binary 2.0" not in objects
     assert "binary 4.0" in objects
+    roll(release, host, "6.0", keep=1)
+    assert [each["name"] for each in release("read")["snapshots"]] == ["6.0", "5.0"]
     refused = release("restored", to="2.0")
-    assert "release 2.0 is not kept on this host; allowed is one that is: 5.0 (" in refused["msg"]
+    assert "release 2.0 is not kept on this host; allowed is one that is: 6.0 (" in refused["msg"]
 
 
 def test_a_damaged_copy_is_noticed_before_anything_changes(release, host):
