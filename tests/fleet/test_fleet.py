@@ -289,6 +289,24 @@ def test_a_full_disk_on_one_host_is_found_before_anything_changes(fleet: Fleet, 
     assert users.lost() == []
 
 
+def test_a_host_that_is_away_may_be_left_out_where_the_budget_permits_and_has_its_turn_later(
+    fleet: Fleet, users: Ledger
+) -> None:
+    before = fleet.releases()
+    away, others = fleet.web[-1], fleet.web[:-1]
+    candidate = fleet.candidate("budget")
+    with out_of_reach(away):
+        run = fleet.roll_out("budget", candidate, rollout_max_failed=1, rollout_ramp="1,100%")
+    # It is no success: somebody has to look.
+    assert run.returncode != 0
+    assert re.search(rf"{away} +\S+ +LOST, was waiting", run.stdout), run.stdout[-6000:]
+    assert fleet.releases() == {**dict.fromkeys(others, "budget"), away: before[away]}
+    run = fleet.roll_out("budget", candidate, rollout_ramp="1,100%")
+    assert run.returncode == 0, run.stdout[-6000:]
+    assert fleet.releases() == dict.fromkeys(fleet.web, "budget")
+    assert users.lost() == []
+
+
 def test_a_load_balancer_that_cannot_be_reached_stops_the_rollout_before_it_begins(fleet: Fleet) -> None:
     before = fleet.releases()
     candidate = fleet.candidate("no-balancer")
