@@ -34,7 +34,14 @@ PACES = {"demo": 200.0, "slow": 100.0, "endless": 1.0}
 """Events per second of the demo's answer, some 250 events. What is asked below /slow/ can be watched, and what is asked
 below /endless/ does not end while a test runs."""
 FPM_CHILDREN = 4
-ECHO = ["/post-body.php", "/history.php", "/rate-limit.php", "/session-lock.php", "/framework.php"]
+ECHO = [
+    "/post-body.php",
+    "/history.php",
+    "/rate-limit.php",
+    "/session-lock.php",
+    "/framework.php",
+    "/wp-admin/admin-ajax.php/echo",
+]
 """What is asked here is answered with the data that the application sent, as the daemon got it."""
 
 
@@ -270,11 +277,13 @@ def chain(
     model_url: str = "http://127.0.0.1:1/v1",
     *,
     directives: str = "",
+    allow: str = "All",
     balancer: bool = False,
     with_ini: bool = False,
     environment: dict[str, str] | None = None,
 ) -> Iterator[Chain]:
-    """Everything, started; ``directives`` are Apache's, ``environment`` PHP's. As root: sockets lie below /run."""
+    """Everything, started; ``directives`` are Apache's, ``allow``: which targets any script may use; ``environment``
+    is PHP's, with {state} for the directory that it can write to. As root: sockets lie below /run."""
     parent = writable_run()
     if parent is None:
         raise RuntimeError("neither /run nor /run/user/<uid> is writable for this user")
@@ -319,7 +328,10 @@ AddType image/svg+xml .svg
 {targets}
 <Directory {httpd.root}/htdocs>
     Require all granted
-    SocketHandoffAllow All
+    SocketHandoffAllow {allow}
+    <Files "ready.php">
+        SocketHandoffAllow llm
+    </Files>
 </Directory>
 <Location /status>
     SetHandler server-status
