@@ -215,6 +215,10 @@ class Running:
     def way(self, variant: str) -> Direct:
         return Direct(self.path(variant))
 
+    def pids(self) -> list[int]:
+        """Of the processes that were started, which may have children."""
+        return [process.pid for process in self._processes]
+
     def ended(self) -> str:
         """Which of them has ended, or nothing."""
         return ", ".join(

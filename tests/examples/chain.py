@@ -186,8 +186,8 @@ class Chain:
 
     def kill_streams(self) -> None:
         """As a crash would: the daemon's workers end without a word to anybody. Its supervisor starts new ones."""
-        for process in self.daemon._processes:
-            children = Path(f"/proc/{process.pid}/task/{process.pid}/children").read_text().split()
+        for pid in self.daemon.pids():
+            children = Path(f"/proc/{pid}/task/{pid}/children").read_text().split()
             assert children, "the daemon has no worker"
             for child in children:
                 os.kill(int(child), signal.SIGKILL)
