@@ -31,8 +31,8 @@ from daemons import Daemon, Running  # noqa: E402  (of the conformance suite)
 from handoff_httpd import PROBLEM, Httpd, free_port, wait_until, writable_run  # noqa: E402  (of the module's tests)
 
 PACES = {"demo": 200.0, "slow": 100.0, "endless": 1.0}
-"""Events per second of the demo's answer, some 250 events. What is asked below /slow/ can be watched, and what is asked
-below /endless/ does not end while a test runs."""
+"""Events per second of the demo's answer, some 250 events. Below /slow/, and in WordPress, somebody can watch it; below
+/endless/ it does not end while a test runs."""
 FPM_CHILDREN = 4
 ECHO = [
     "/post-body.php",
@@ -61,7 +61,7 @@ output = "normalised"
 target = ["model"]
 backend = "model"
 [[routes]]
-path = ["/slow/"]
+path = ["/slow/", "/wp-admin/"]
 backend = "slow"
 [[routes]]
 path = ["/endless/"]
