@@ -1,7 +1,8 @@
 /**
  * An answer over broken connections, where the application has given it a name (resume.php of examples/php-snippets).
  *
- *   const events = resuming((after) => after === '' ? viaFetch(url, question) : viaFetch(url, { headers: { 'Last-Event-ID': after } }));
+ *   const goOn = (after) => viaFetch(url, { headers: { 'Last-Event-ID': after } });
+ *   const events = resuming((after) => (after === '' ? viaFetch(url, question) : goOn(after)));
  *   for await (const text of answer(events)) show(text);
  *
  * What was sent while nobody listened comes first, and nothing comes twice. Where the events have no numbers the answer

@@ -15,8 +15,9 @@ require __DIR__ . '/SocketHandoff.php'; // examples/php-helper, or Composer's au
 const BODY_MAX = 4194304;
 /** What a client may say. Not "user", "backend", "resume" and the like, which the daemon believes. */
 const MEMBERS = [
-    'messages', 'model', 'temperature', 'max_tokens', 'max_completion_tokens', 'top_p', 'stop', 'seed', 'presence_penalty',
-    'frequency_penalty', 'logit_bias', 'tools', 'tool_choice', 'parallel_tool_calls', 'response_format', 'reasoning_effort',
+    'messages', 'model', 'temperature', 'max_tokens', 'max_completion_tokens', 'top_p', 'stop', 'seed',
+    'presence_penalty', 'frequency_penalty', 'logit_bias', 'tools', 'tool_choice', 'parallel_tool_calls',
+    'response_format', 'reasoning_effort',
 ];
 
 /** An error in the form that OpenAI's clients turn into their exceptions. */
@@ -34,9 +35,10 @@ if ($_SERVER['REQUEST_METHOD'] !== 'POST') {
 
 // Whose token is it? The file has the tokens' SHA-256 and users, never a token: ['9f86d081…' => 'ada', …].
 $users = require getenv('API_TOKENS') ?: '/etc/handoff-app/api-tokens.php';
-$token = preg_match('/^Bearer +(\S+)$/D', $_SERVER['HTTP_AUTHORIZATION'] ?? '', $found) ? $found[1] : '';
+$token = preg_match('/^Bearer +(\S+)$/iD', $_SERVER['HTTP_AUTHORIZATION'] ?? '', $found) ? $found[1] : '';
 // Looked up by its hash, so how long it takes says nothing about a token.
-$user = $users[hash('sha256', $token)] ?? refuse(401, 'invalid_request_error', 'Incorrect API key provided.', null, 'invalid_api_key');
+$user = $users[hash('sha256', $token)]
+    ?? refuse(401, 'invalid_request_error', 'Incorrect API key provided.', null, 'invalid_api_key');
 
 $body = (string) file_get_contents('php://input', length: BODY_MAX + 1);
 if (strlen($body) > BODY_MAX) {

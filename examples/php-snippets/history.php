@@ -3,9 +3,10 @@
  * A conversation: the model remembers nothing, so every question takes along what was said before.
  *
  * PHP has gone when the answer is written, and never sees it. So the browser, which has it all on the screen, sends the
- * conversation back with each question, and PHP looks it over: only the two roles of a conversation come from outside, the
- * instructions of the system come from here, and what is too long loses its oldest part. (A user can put words into the model's
- * mouth that way, in a conversation that nobody else reads. Where that matters, let the page save each finished answer.)
+ * conversation back with each question, and PHP looks it over: only the two roles of a conversation come from outside,
+ * the instructions of the system come from here, and what is too long loses its oldest part. (A user can put words into
+ * the model's mouth that way, in a conversation that nobody else reads. Where that matters, let the page save each
+ * finished answer.)
  */
 declare(strict_types=1);
 

@@ -3,8 +3,8 @@
  * So many questions per user and minute, before the daemon hears of them.
  *
  * The daemon has limits too (`[limits]`: streams per user at once, new ones per second, by the `user` that is sent here);
- * this one is for what the application alone knows: who has paid for how much. It counts in a file per user under a lock, which one
- * host is content with; several need a database or Redis, and the same four lines in between.
+ * this one is for what the application alone knows: who has paid for how much. It counts in a file per user under a
+ * lock, which one host is content with; several need a database or Redis, and the same four lines in between.
  */
 declare(strict_types=1);
 

@@ -3,9 +3,10 @@
  * An answer that goes on after a reload, a lost connection, a phone that slept in a pocket.
  *
  * POST asks, and gives the answer a name that nobody can guess; the daemon then numbers its events, keeps them, and goes
- * on with the model while nobody listens (`[resume]` in its configuration: a minute). GET continues the answer that this session began,
- * behind the event that the browser has: EventSource says which in Last-Event-ID when it reconnects, and a page that was
- * reloaded says it as ?after=, or 0 for all of it from the beginning. An answer that is over and seen to its end is a 204.
+ * on with the model while nobody listens (`[resume]` in its configuration: a minute). GET continues the answer that this
+ * session began, behind the event that the browser has: EventSource says which in Last-Event-ID when it reconnects, and a
+ * page that was reloaded says it as ?after=, or 0 for all of it from the beginning. An answer that is over and seen to
+ * its end is a 204.
  */
 declare(strict_types=1);
 

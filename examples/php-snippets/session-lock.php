@@ -3,8 +3,8 @@
  * The session's lock, released before anything slow.
  *
  * PHP locks a session from session_start() to the end of the script, and the user's next request waits for it: a second
- * tab, the page's own calls. After a handoff the script is over, so the stream holds nothing; what holds the lock is the script's
- * own slow work before it, such as this search for documents that the model shall answer from.
+ * tab, the page's own calls. After a handoff the script is over, so the stream holds nothing; what holds the lock is the
+ * script's own slow work before it, such as this search for documents that the model shall answer from.
  */
 declare(strict_types=1);
 

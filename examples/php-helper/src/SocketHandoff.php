@@ -148,7 +148,8 @@ final class SocketHandoff
         }
         // Each value takes two bytes at least, so most data need not be counted.
         if (strlen($body) > 2 * self::VALUES_MAX && self::values(json_decode($body, true)) > self::VALUES_MAX) {
-            throw new InvalidArgumentException('the data has more than the ' . self::VALUES_MAX . ' values that the daemon reads');
+            $most = self::VALUES_MAX;
+            throw new InvalidArgumentException("the data has more than the $most values that the daemon reads");
         }
         return [$headers + ['X-Handoff-Data-From' => 'response-body'], $body];
     }
@@ -212,9 +213,11 @@ final class SocketHandoff
             self::expect($message !== null, $here, $given, 'an array with "role" and "content"');
             self::expect(is_string($message['role'] ?? null), "$here.role", $message['role'] ?? null, 'a string');
             $content = $message['content'] ?? null;
-            $parts = is_array($content) && array_is_list($content) && !in_array(null, array_map(self::object(...), $content), true);
+            $parts = is_array($content) && array_is_list($content)
+                && !in_array(null, array_map(self::object(...), $content), true);
             $called = $content === null && !empty($message['tool_calls']);
-            self::expect(is_string($content) || $parts || $called, "$here.content", $content, 'a string or a list of parts');
+            $right = is_string($content) || $parts || $called;
+            self::expect($right, "$here.content", $content, 'a string or a list of parts');
         }
     }
 

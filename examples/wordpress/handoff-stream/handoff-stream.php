@@ -1,7 +1,7 @@
 <?php
 /**
  * Plugin Name: Handoff stream
- * Description: [handoff_ask] shows a form whose answer a daemon streams; WordPress is done with it after some milliseconds.
+ * Description: [handoff_ask] shows a form whose answer a daemon streams; WordPress is done with it at once.
  * Version: 0.1.0
  * Requires PHP: 8.2
  * License: Apache-2.0
@@ -36,8 +36,10 @@ add_shortcode('handoff_ask', static function (): string {
         return '<p>' . esc_html__('Log in to ask a question.') . '</p>';
     }
     return sprintf(
-        '<form class="handoff-ask" data-url="%s" data-nonce="%s"><input name="prompt" aria-label="%s" required> <button>%s</button>'
-        . '<p role="status"></p><div class="answer" style="white-space: pre-wrap"></div></form><script type="module" src="%s"></script>',
+        '<form class="handoff-ask" data-url="%s" data-nonce="%s">'
+        . '<input name="prompt" aria-label="%s" required> <button>%s</button>'
+        . '<p role="status"></p><div class="answer" style="white-space: pre-wrap"></div></form>'
+        . '<script type="module" src="%s"></script>',
         esc_url(admin_url('admin-ajax.php')),
         esc_attr(wp_create_nonce('handoff_ask')),
         esc_attr__('Your question'),
