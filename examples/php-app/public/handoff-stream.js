@@ -4,9 +4,10 @@
  *   for await (const text of answer(viaFetch('/stream.php', { method: 'POST', body, headers, signal }))) show(text);
  *
  * Both sources are async generators of { event, data, id }; by fetch() with `retry` (milliseconds) once the server has
- * said it. They end when the server ends the stream, throw the signal's reason when it is aborted, and throw a StreamError for
- * everything else. Leaving the loop closes the connection. Nothing here reconnects: asking again would be a new question,
- * so that is for the user to decide; an answer that can be continued is for handoff-resume.js (examples/js).
+ * said it. They end when the server ends the stream, throw the signal's reason when it is aborted, and throw a
+ * StreamError for everything else. Leaving the loop closes the connection. Nothing here reconnects: asking again would be
+ * a new question, so that is for the user to decide; an answer that can be continued is for handoff-resume.js
+ * (examples/js).
  */
 
 /** `kind`: 'network' no connection · 'http' answered with `status` · 'refused' not a stream, and EventSource does not say
