@@ -1,4 +1,4 @@
-"""A whole chain in this machine, without containers: Apache with the module, PHP-FPM, the daemon; HAProxy where asked.
+"""A whole chain in this machine, without containers: Apache with the module, PHP, the daemon; HAProxy where asked.
 
 Four Apache workers and four PHP processes, so that a stream that held one would soon be noticed. One daemon serves both
 targets: `llm` answers with the demo's text, or by the paths in ECHO with the very data that it got; `model` passes on
@@ -219,6 +219,26 @@ def start_fpm(httpd: Httpd, state: Path, *, with_ini: bool, environment: dict[st
     return process
 
 
+FPM_WIRING = """
+<FilesMatch "\\.php$">
+    SetHandler "proxy:unix:{run}/fpm.sock|fcgi://localhost"
+</FilesMatch>
+"""
+
+
+def mod_php(httpd: Httpd, state: Path, environment: dict[str, str]) -> str:
+    """Apache's lines for PHP in its own processes."""
+    found = sorted(httpd.modules.glob("libphp*.so"))
+    if not found:
+        raise RuntimeError("mod_php is not installed (apt install libapache2-mod-php)")
+    return (
+        f"LoadModule php_module {found[-1]}\n"
+        '<FilesMatch "\\.php$">\nSetHandler application/x-httpd-php\n</FilesMatch>\n'
+        f"php_admin_value session.save_path {state}\nphp_admin_flag display_errors off\nphp_admin_flag log_errors on\n"
+        + "".join(f'SetEnv {name} "{value}"\n' for name, value in environment.items())
+    )
+
+
 class Balancer:
     """HAProxy that speaks TLS and HTTP/2 to browsers, as the role handoff_lb sets it up."""
 
@@ -280,10 +300,12 @@ def chain(
     allow: str = "All",
     balancer: bool = False,
     with_ini: bool = False,
+    php: str = "fpm",
     environment: dict[str, str] | None = None,
 ) -> Iterator[Chain]:
     """Everything, started; ``directives`` are Apache's, ``allow``: which targets any script may use; ``environment``
-    is PHP's, with {state} for the directory that it can write to. As root: sockets lie below /run."""
+    is PHP's, with {state} for the directory that it can write to. ``php``: fpm under event, or
+    mod_php under prefork. As root: sockets lie below /run."""
     parent = writable_run()
     if parent is None:
         raise RuntimeError("neither /run nor /run/user/<uid> is writable for this user")
@@ -297,7 +319,7 @@ def chain(
         stack.callback(daemon.close)
         daemon.start()
 
-        httpd = Httpd(mpm="event", run=run)
+        httpd = Httpd(mpm="event" if php == "fpm" else "prefork", run=run)
         stack.callback(httpd.stop)
         state = httpd.root / "state"
         state.mkdir(mode=0o700)
@@ -305,19 +327,18 @@ def chain(
         main = httpd.port("main")
         variables = {"HANDOFF_STATE": str(state), "HANDOFF_APP_CONFIG": f"{state}/app.php", **(environment or {})}
         variables = {name: value.replace("{state}", str(state)) for name, value in variables.items()}
-        fpm = start_fpm(
-            httpd,
-            state,
-            with_ini=with_ini,
-            environment=variables,
-        )
-        stack.callback(lambda: (fpm.send_signal(signal.SIGTERM), fpm.wait(10)))
+        if php == "fpm":
+            fpm = start_fpm(httpd, state, with_ini=with_ini, environment=variables)
+            stack.callback(lambda: (fpm.send_signal(signal.SIGTERM), fpm.wait(10)))
+            wiring = f"{httpd.load('proxy', 'proxy_fcgi')}\n" + FPM_WIRING.format(run=run)
+        else:
+            wiring = mod_php(httpd, state, variables)
         targets = "".join(
             f"SocketHandoffTarget {name} unix:{daemon.path('plain')} envelope=on timeout=10s\n"
             for name in ("llm", "model")
         )
         httpd.start(f"""
-{httpd.load("status", "rewrite", "setenvif", "proxy", "proxy_fcgi")}
+{httpd.load("status", "rewrite", "setenvif", "env")}
 Listen 127.0.0.1:{main}
 DocumentRoot {httpd.root}/htdocs
 DirectoryIndex index.php index.html
@@ -336,9 +357,7 @@ AddType image/svg+xml .svg
 <Location /status>
     SetHandler server-status
 </Location>
-<FilesMatch "\\.php$">
-    SetHandler "proxy:unix:{run}/fpm.sock|fcgi://localhost"
-</FilesMatch>
+{wiring}
 {directives}
 """)
         one = Chain(httpd, daemon, state)

@@ -1,8 +1,12 @@
-"""The chain that the examples run through, one for all tests, and an error log that has to stay clean."""
+"""The chain that the examples run through, one for all tests, and an error log that has to stay clean.
+
+EXAMPLES_PHP: fpm (the default) or mod_php.
+"""
 
 from __future__ import annotations
 
 import contextlib
+import os
 import threading
 from collections.abc import Iterator
 from dataclasses import dataclass, field
@@ -65,7 +69,8 @@ def site(search: Search, server: OpenAIServer) -> Iterator[Chain]:
     """Apache, PHP-FPM and the daemon, with the snippets as somebody installs them: beside the class."""
     # What PHP finds in its environment; {state} is the directory that it can write to.
     environment = {"SEARCH_URL": f"http://127.0.0.1:{search.port}/", "API_TOKENS": "{state}/api-tokens.php"}
-    with chain(server.url, directives=openai_api_wiring(), balancer=True, environment=environment) as one:
+    php = os.environ.get("EXAMPLES_PHP", "fpm")
+    with chain(server.url, directives=openai_api_wiring(), balancer=True, php=php, environment=environment) as one:
         one.install(HELPER, *sorted(SNIPPETS.glob("*.php")))
         yield one
 

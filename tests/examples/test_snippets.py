@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import os
 import threading
 from queue import SimpleQueue
 from urllib.parse import urlencode
@@ -239,6 +240,12 @@ def test_what_is_no_number_of_an_event_is_refused(ada: Client, after: str) -> No
 
 
 # The files themselves -------------------------------------------------------------------------------------------------
+
+
+def test_php_runs_as_this_run_is_called(site: Chain, client: Client) -> None:
+    (site.docroot / "sapi.php").write_text("<?php echo PHP_SAPI;")
+    expected = {"fpm": "fpm-fcgi", "mod_php": "apache2handler"}[os.environ.get("EXAMPLES_PHP", "fpm")]
+    assert client.get("/sapi.php").text == expected
 
 
 def test_the_readme_names_every_snippet_and_each_is_read_in_a_minute() -> None:
