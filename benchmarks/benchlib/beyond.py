@@ -14,7 +14,7 @@ import shutil
 import subprocess
 import tempfile
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -87,6 +87,12 @@ def limits() -> dict[str, int]:
     return {what: int(value * 0.9) for what, value in found.items()}
 
 
+def allowed(levels: Sequence[int], most: Mapping[str, int]) -> tuple[str, list[int]]:
+    """What is short first, and the levels that can be reached; one that cannot becomes the most that can."""
+    nearest = min(most, key=lambda what: most[what])
+    return nearest, sorted({min(level, most[nearest]) for level in levels})
+
+
 def per_process() -> int:
     """Descriptors of one process (ulimit -Hn)."""
     return min(resource.getrlimit(resource.RLIMIT_NOFILE)[1], GENERATOR)
@@ -127,8 +133,7 @@ def serving(directory: Path, workers: int, cores: set[int]) -> Iterator[tuple[Pa
 def measure(settings: Settings, say: Callable[[str], None]) -> dict[str, Any]:
     """level -> what was seen, the limits, and which of them is the nearest."""
     most = limits()
-    nearest = min(most, key=lambda what: most[what])
-    levels = sorted({min(level, most[nearest]) for level in settings.levels})
+    nearest, levels = allowed(settings.levels, most)
     room = per_process() - SPARE
     processes = -(-levels[-1] // room)
     ours, others = split_cores()

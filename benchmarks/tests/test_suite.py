@@ -104,6 +104,7 @@ def test_names_at_the_lines_ends_do_not_cover_each_other() -> None:
     ordered = sorted(places)
     assert all(later - earlier >= 18 for earlier, later in pairwise(ordered))
     assert places[2] < places[0] < places[1] and max(places) <= 400
+    assert plot._apart([95.0, 95.0, 95.0], 18, 90, 400) == [95.0, 113.0, 131.0]
 
 
 @pytest.fixture
@@ -204,13 +205,12 @@ def test_every_contenders_request_is_whole() -> None:
         assert "7" in text or contender.key == "fdpass", contender.key
 
 
-def test_what_is_short_first_is_the_least_of_all_limits(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_what_is_short_first_is_the_least_of_all_limits_and_cuts_the_levels() -> None:
     found = beyond.limits()
     assert "memory" in found and all(value > 0 for value in found.values())
     few = {"memory": 5_000_000, "ports": 700}
-    monkeypatch.setattr(beyond, "limits", lambda: few)
-    document = {"nearest": "ports", "limits": few}
-    assert beyond.limits_table(document).splitlines()[2] == "| **ports** | 700 |"
+    assert beyond.allowed((500, 1000, 2000), few) == ("ports", [500, 700])
+    assert beyond.limits_table({"nearest": "ports", "limits": few}).splitlines()[2] == "| **ports** | 700 |"
 
 
 def test_perfs_script_becomes_stacks_from_the_root_on() -> None:
