@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import hashlib
 import hmac
+import math
 import os
 import shutil
 import socket
@@ -23,6 +24,7 @@ from pathlib import Path
 
 from benchlib import apache, daemon, tools
 from benchlib.apache import Apache, apxs, free_port
+from benchlib.publisher import Publisher
 from benchlib.tools import BENCHMARKS, BUILD, ROOT, BenchmarkError, on_cores
 
 PATIENCE = 30.0
@@ -42,6 +44,8 @@ class Contender:
     request: str
     needs: tuple[str, ...]  # of SERVERS, in the order in which they are started
     note: str
+    ends: bool = True  # whether its answers have an end at all
+    rate: float = math.inf  # new streams per second that it can take; asked faster it loses some
 
 
 def get(path: str) -> str:
@@ -73,9 +77,13 @@ CONTENDERS = (
     Contender("proxy", "mod_proxy_http", chat("/model"), ("fpm", "apache"),
               "Apache event fetches the answer from the model; no PHP decides who may ask"),
     Contender("fdpass", "mod_proxy_fdpass", get("/fdpass"), ("fpm", "null", "apache"),
-              "httpd's own module passes the client to a C program that only writes; no PHP decides who may ask"),
+              "httpd's own module passes the client to a C program that only writes; no PHP decides who may ask",
+              ends=False),
     Contender("x-accel", "nginx X-Accel-Redirect", get("/accel.php?tokens={tokens}&pace={pace}"), ("fpm", "nginx"),
               "PHP-FPM behind nginx decides, nginx fetches the answer from the model; no Apache"),
+    Contender("pushpin", "Pushpin", get("/grip.php?tokens={tokens}&pace={pace}"), ("fpm", "apache", "pushpin"),
+              "PHP-FPM behind Apache event behind Pushpin decides; Pushpin holds the client and is told each event; "
+              "asked for 300 streams per second at most, because it loses some at a thousand", ends=False, rate=300.0),
     Contender("handoff", "handoff, relayed", get("/handoff.php?tokens={tokens}&pace={pace}"),
               ("fpm", "daemon", "apache"),
               "PHP-FPM behind Apache event decides and hands off; the daemon fetches the answer from the model"),
@@ -103,6 +111,7 @@ class Door:
     roots: list[int] = field(default_factory=list)
     logs: list[Path] = field(default_factory=list)
     run: Path = Path()
+    publisher: Publisher | None = None
 
     @property
     def fpm(self) -> Path:
@@ -380,9 +389,77 @@ def _nginx(door: Door) -> Iterator[None]:
         yield
 
 
-def accepts(port: int) -> bool:
-    with socket.socket() as probe:
-        return probe.connect_ex(("127.0.0.1", port)) == 0
+ZURL = """
+[General]
+in_spec=ipc://{directory}/zurl-in
+in_stream_spec=ipc://{directory}/zurl-in-stream
+out_spec=ipc://{directory}/zurl-out
+in_req_spec=ipc://{directory}/zurl-req
+defpolicy=allow
+allow=
+deny=
+max_open_requests=2000
+"""
+
+PUSHPIN = """
+[global]
+include={{libdir}}/internal.conf
+rundir={directory}
+ipc_prefix=pushpin-
+[runner]
+services=condure,pushpin-proxy,pushpin-handler
+http_port=127.0.0.1:{port}
+logdir={directory}
+log_level=1
+client_buffer_size=8192
+client_maxconn=19000
+condure_bin=condure
+[proxy]
+routesfile={directory}/routes
+zurl_out_specs=ipc://{directory}/zurl-in
+zurl_out_stream_specs=ipc://{directory}/zurl-in-stream
+zurl_in_specs=ipc://{directory}/zurl-out
+[handler]
+push_in_spec=ipc://{directory}/push-in
+push_in_sub_specs=ipc://{directory}/push-sub
+push_in_http_addr=127.0.0.1
+push_in_http_port={publish}
+push_in_http_max_body_size=10000000
+command_spec=ipc://{directory}/command
+message_rate=1000000
+message_hwm=1000000
+"""
+"""Debian's settings, but for places, the loopback that zurl may ask, and the limit of messages per second."""
+
+
+@contextmanager
+def _pushpin(door: Door) -> Iterator[None]:
+    """In front of the Apache that is already there: three processes, and zurl, which fetches for them."""
+    for program in ("pushpin", "zurl", "condure"):
+        if shutil.which(program) is None:
+            raise BenchmarkError(f"{program} is missing: apt install pushpin")
+    behind, door.port, publish = door.port, free_port(), free_port()
+    (door.directory / "routes").write_text(f"* 127.0.0.1:{behind}\n")
+    (door.directory / "zurl.conf").write_text(ZURL.format(directory=door.directory))
+    config = door.directory / "pushpin.conf"
+    config.write_text(PUSHPIN.format(directory=door.directory, port=door.port, publish=publish))
+    others = set(os.sched_getaffinity(0)) - door.cores or door.cores
+    fetch = ["zurl", "--loglevel=1", f"--config={door.directory}/zurl.conf"]
+    with (
+        started(door, "zurl", fetch, (door.directory / "zurl-in").exists),
+        started(door, "pushpin", ["pushpin", f"--config={config}"], lambda: accepts(door.port, publish)),
+        Publisher(publish, lambda number: f"user-{number:08x}", others) as door.publisher,
+    ):
+        yield
+
+
+def accepts(*ports: int) -> bool:
+    """Whether somebody listens at all of these."""
+    for port in ports:
+        with socket.socket() as probe:
+            if probe.connect_ex(("127.0.0.1", port)) != 0:
+                return False
+    return True
 
 
 @contextmanager
@@ -426,6 +503,7 @@ SERVERS: dict[str, Callable[[Door], AbstractContextManager[None]]] = {
     "mod_php": _mod_php,
     "apache": _apache,
     "nginx": _nginx,
+    "pushpin": _pushpin,
     "daemon": _daemon,
     "null": _null,
 }

@@ -14,8 +14,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from html import escape
 
-LIGHT = ("#cf222e", "#8250df", "#bc4c00", "#1a7f37", "#bf3989", "#0969da", "#57606a", "#9a6700")
-DARK = ("#ff7b72", "#bc8cff", "#f0883e", "#3fb950", "#f778ba", "#58a6ff", "#9ea7b3", "#d29922")
+LIGHT = ("#cf222e", "#8250df", "#bc4c00", "#1a7f37", "#bf3989", "#57606a", "#0969da", "#0a7ea4")
+DARK = ("#ff7b72", "#bc8cff", "#f0883e", "#3fb950", "#f778ba", "#9ea7b3", "#58a6ff", "#39c5cf")
 WIDTH = 860
 
 

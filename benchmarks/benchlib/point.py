@@ -167,7 +167,7 @@ class World:
                 looks = self._levels(place, prober, settings, say)
             finally:
                 prober.stop()
-        if workers == max(settings.workers) and contender.key != "fdpass":
+        if workers == max(settings.workers) and contender.ends:
             # A server of its own: the one that was climbed may still be busy with clients that are gone.
             with door.opened(contender, self.directory / "door", workers, self.ours, self.model.port) as place:
                 looks["short"] = self._short(place, settings)
@@ -201,7 +201,7 @@ class World:
 
     def _levels(self, place: Door, prober: Talker, settings: Settings, say: Callable[[str], None]) -> dict[str, Look]:
         looks: dict[str, Look] = {}
-        streams = self._streams(place, max(settings.levels), ENDLESS)
+        streams, rate = self._streams(place, max(settings.levels), ENDLESS), min(settings.rate, place.contender.rate)
         try:
             idle = self._look(place, streams, prober, settings, 0)
             looks["0"] = idle
@@ -209,7 +209,9 @@ class World:
             for level in settings.levels_of(place.workers):
                 if not alive and level != max(settings.levels):
                     continue
-                opened = streams.ask(f"grow {level} {settings.rate} {settings.patience}")
+                if place.publisher is not None:
+                    place.publisher.channels = level
+                opened = streams.ask(f"grow {level} {rate} {settings.patience}")
                 # Not a sleep: what is not read meanwhile would be late.
                 streams.ask(f"count {settings.settle}")
                 look = self._look(place, streams, prober, settings, level)
@@ -239,6 +241,8 @@ class World:
         used = used_since(before, cpu_of(door.tree(place.roots)))
         seconds = time.monotonic() - began
         page = prober.hear()
+        if place.publisher is not None and place.publisher.failed:
+            raise BenchmarkError(f"nothing could be published any more: {place.publisher.failed}")
         live = counted["live"]
         look = {
             "wanted": level,

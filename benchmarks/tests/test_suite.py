@@ -4,9 +4,12 @@
 from __future__ import annotations
 
 import json
+import os
 import re
+import socket
 import subprocess
 import sys
+import time
 import xml.etree.ElementTree as ET
 from collections.abc import Callable
 from dataclasses import replace
@@ -31,6 +34,7 @@ from benchlib import (  # noqa: E402
     point_report,
     profile,
     publish,
+    publisher,
     suite,
     summary,
 )
@@ -203,6 +207,24 @@ def test_every_contenders_request_is_whole() -> None:
         assert int(length[1] if length else 0) == len(body), contender.key
         assert not re.search(r"\{\w+\}", text), contender.key
         assert "7" in text or contender.key == "fdpass", contender.key
+
+
+def test_every_channel_is_published_to_once_per_second() -> None:
+    told = publisher.Publisher(1, lambda number: f"user-{number}", {0})
+    told.channels = 25
+    seconds = [item["channel"] for part in range(publisher.PARTS) for item in told.items(part)]
+    assert sorted(seconds) == sorted(f"user-{number}" for number in range(25))
+
+
+def test_a_publisher_that_is_not_heard_says_so() -> None:
+    with socket.socket() as nobody:
+        nobody.bind(("127.0.0.1", 0))  # and does not listen
+        with publisher.Publisher(nobody.getsockname()[1], str, os.sched_getaffinity(0)) as told:
+            told.channels = publisher.PARTS
+            deadline = time.monotonic() + 20
+            while not told.failed and time.monotonic() < deadline:
+                time.sleep(0.02)
+            assert "refused" in told.failed
 
 
 def test_what_is_short_first_is_the_least_of_all_limits_and_cuts_the_levels() -> None:
