@@ -136,12 +136,13 @@ def measure(settings: Settings, say: Callable[[str], None]) -> dict[str, Any]:
     nearest, levels = allowed(settings.levels, most)
     room = per_process() - SPARE
     processes = -(-levels[-1] // room)
+    workers = processes + 1  # handoffs do not spread so evenly that all are full at the same time
     ours, others = split_cores()
     looks: dict[str, dict[str, float]] = {}
     with ExitStack() as stack:
         directory = Path(tempfile.mkdtemp(prefix="beyond-bench-"))
         stack.callback(shutil.rmtree, directory, ignore_errors=True)
-        sock, supervisor = stack.enter_context(serving(directory, max(2, processes), ours))
+        sock, supervisor = stack.enter_context(serving(directory, workers, ours))
         message = directory / "message"
         message.write_bytes(daemon.envelope(1000, settings.pace, ""))
         generators: list[Talker] = []
@@ -159,7 +160,7 @@ def measure(settings: Settings, say: Callable[[str], None]) -> dict[str, Any]:
         "levels": looks,
         "limits": most,
         "nearest": nearest,
-        "workers": max(2, processes),
+        "workers": workers,
         "generators": processes,
         "descriptors": per_process(),
         "pace": settings.pace,
