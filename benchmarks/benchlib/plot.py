@@ -16,6 +16,9 @@ from html import escape
 
 LIGHT = ("#cf222e", "#8250df", "#bc4c00", "#1a7f37", "#bf3989", "#57606a", "#0969da", "#0a7ea4")
 DARK = ("#ff7b72", "#bc8cff", "#f0883e", "#3fb950", "#f778ba", "#9ea7b3", "#58a6ff", "#39c5cf")
+GREY, BLUE = 5, 6
+"""Of these; bars need no more."""
+
 WIDTH = 860
 
 
@@ -158,7 +161,7 @@ def bars(title: str, subtitle: str, rows: list[Bar]) -> str:
     note = f"{subtitle} (logarithmic)" if logarithmic else subtitle
     body = [_text(20, 32, title, "text", bold=True), _text(20, 52, note)]
     for number, row in enumerate(rows):
-        y, colour = top + number * step, number % len(LIGHT)
+        y, colour = top + number * step, BLUE if row.strong else GREY
         body.append(_text(left - 10, y + 14, row.title, "text", "end", row.strong))
         width = max(1.0, place(row.value) - left)
         body.append(f'<rect class="f{colour}" x="{left}" y="{y}" width="{width:.1f}" height="18" rx="2"/>')
