@@ -245,8 +245,9 @@ def facts(document: dict[str, Any]) -> dict[str, str]:
             ("late_p99_ms", "late", 1, ",.0f"),
         ):
             value = reading.of(workers, who, top, what)
-            if value is not None:
-                found[f"{who.replace('-', '_')}_{name}"] = format(value.median * scale, form)
+            # Who stopped answering has no cost per event, and that is no reason to publish nothing.
+            said = "-" if value is None else format(value.median * scale, form)
+            found[f"{who.replace('-', '_')}_{name}"] = said
     now, idle = (reading.values(workers, "handoff", level, "p99_ms") for level in (top, "0"))
     if now and len(now) == len(idle):
         found["handoff_page_ratio"] = f"{ratio(now, idle).median:.2f}"
