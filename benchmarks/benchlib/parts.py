@@ -288,6 +288,7 @@ def versions() -> dict[str, str]:
     for name, command, word in (
         ("PHP", ["php", "-v"], 1),
         ("nginx", ["nginx", "-v"], 2),
+        ("Pushpin", ["pushpin", "--version"], 1),
         ("HAProxy", ["haproxy", "-v"], 2),
         ("Go", ["go", "version"], 2),
     ):

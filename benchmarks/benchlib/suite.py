@@ -32,6 +32,7 @@ class Run:
     quick: bool
     rounds: int | None = None
     began: float = field(default_factory=time.monotonic)
+    failed: dict[str, str] = field(default_factory=dict)  # scenarios of which a round came to nothing, and why
 
     def wanted(self, part: Part) -> int:
         return self.rounds or part.rounds[self.quick]
@@ -72,7 +73,7 @@ class Run:
         commit = machine.commit()
         for number in range(max(self.wanted(part) for part in self.chosen)):
             for part in self.chosen:
-                if number >= self.wanted(part) or self.kept(part, number, commit):
+                if number >= self.wanted(part) or self.kept(part, number, commit) or part.key in self.failed:
                     continue
                 # Of the sources as they were when the run began; somebody may be editing them meanwhile.
                 about = {**machine.describe(**versions), "commit": commit}
@@ -80,7 +81,13 @@ class Run:
                     f"{part.key}, round {number + 1} of {self.wanted(part)}; about {clock(self.left(commit))} to go"
                 )
                 start = time.monotonic()
-                document = part.measure(number, self.quick, self._detail(part))
+                try:
+                    document = part.measure(number, self.quick, self._detail(part))
+                except BenchmarkError as error:
+                    # The others have their figures all the same, and a second call tries this one again.
+                    self.failed[part.key] = str(error)
+                    self.say(f"{part.key} CANNOT be measured: {error}")
+                    continue
                 document |= {
                     "asked": self.asked(part),
                     "quick": self.quick,
@@ -114,9 +121,9 @@ def clock(seconds: float) -> str:
     return f"{int(seconds) // 60:2d}:{int(seconds) % 60:02d}"
 
 
-def missing(documents: dict[str, Document], chosen: list[Part]) -> list[str]:
-    """What has no figures: scenarios, and contenders of scenarios."""
-    found = [part.key for part in chosen if part.key not in documents]
+def missing(documents: dict[str, Document], run: Run) -> list[str]:
+    """What has no figures, or not all: scenarios, and contenders of scenarios."""
+    found = [part.key for part in run.chosen if part.key not in documents or part.key in run.failed]
     return found + [f"{key}: {what}" for key, document in documents.items() for what in document["missing"]]
 
 
@@ -187,11 +194,13 @@ def _run(options: argparse.Namespace) -> int:
     run.measure(parts.versions())
     documents = run.documents()
     out = parts.results_directory(options.record) if options.record else options.out or CACHE / "results"
+    if not documents:
+        raise BenchmarkError("; ".join(run.failed.values()))
     write(documents, out)
     if options.profile:
         _profile(out, run.say)
     print(f"\nthe report: {out / 'report.md'}")
-    incomplete = missing(documents, chosen)
+    incomplete = missing(documents, run)
     if incomplete:
         print(f"incomplete, could not be measured: {'; '.join(incomplete)}", file=sys.stderr)
         return 1

@@ -162,10 +162,45 @@ def test_a_round_of_other_settings_or_another_commit_is_measured_again(
     assert measured == ([-2, 1] if what.startswith("a file") else [-2, 0, 1, 2])
 
 
-def test_what_could_not_be_measured_is_named_with_its_scenario() -> None:
+def test_what_could_not_be_measured_is_named_with_its_scenario(tmp_path: Path) -> None:
     point_part, beyond_part = parts.PARTS[0], next(part for part in parts.PARTS if part.key == "beyond")
     documents = {"point": {"missing": {"x-accel, 25 workers": "nginx is missing"}}}
-    assert suite.missing(documents, [point_part, beyond_part]) == ["beyond", "point: x-accel, 25 workers"]
+    run = suite.Run(tmp_path, [point_part, beyond_part], False)
+    assert suite.missing(documents, run) == ["beyond", "point: x-accel, 25 workers"]
+
+
+def test_a_scenario_that_comes_to_nothing_does_not_stop_the_others(counted: tuple[suite.Run, list[int]]) -> None:
+    run, measured = counted
+    measured.append(-2)  # no interruption
+
+    def fail(number: int, quick: bool, say: Callable[[str], None]) -> dict[str, Any]:
+        del quick, say
+        if number == 1:
+            raise BenchmarkError("haproxy is missing")
+        return {"missing": {}, "number": number}
+
+    run.chosen.insert(0, replace(run.chosen[0], key="broken", measure=fail))
+    run.measure({})
+    assert measured == [-2, 0, 1, 2]
+    assert run.failed == {"broken": "haproxy is missing"}
+    assert not run.file(run.chosen[0], 2).exists()
+    documents = run.documents()
+    assert set(documents) == {"broken", "count"} and suite.missing(documents, run) == ["broken"]
+
+
+def test_the_sizing_table_reckons_with_the_runs_figures() -> None:
+    """40 s per million tokens: 1,000 streams of 20 per second are 0.8 cores, and two workers that have some rest."""
+    ours = {"rss_per_stream": [4000.0], "cpu_s_per_million": [40.0], "base_rss": [30e6]}
+    documents = {
+        "daemon": {"samples": {"relay-memory": {"ours": ours}, "relay": {"ours": ours}}},
+        "handoff": {"mpms": {"event": {"samples": {"envelope": {"16": {"httpd_cpu_us": [60.0]}}}}}},
+        "beyond": {"samples": {"500": {"kernel_per_stream": [1.0]}, "5000": {"kernel_per_stream": [8000.0]}}},
+    }
+    row = publish.sizing(documents).splitlines()[2]
+    assert row == "| 1,000 | 0.8 | 2 | 2,024 | 64 MB | 8 MB | 33 | 0.2% |"
+    del documents["beyond"]["samples"]["5000"]["kernel_per_stream"]
+    with pytest.raises(BenchmarkError, match="kernel_per_stream"):
+        publish.sizing(documents)
 
 
 @pytest.mark.parametrize(
