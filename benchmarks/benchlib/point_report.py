@@ -252,6 +252,8 @@ def facts(document: dict[str, Any]) -> dict[str, str]:
     if now and len(now) == len(idle):
         found["handoff_page_ratio"] = f"{ratio(now, idle).median:.2f}"
         found["handoff_page_idle"] = f"{figure(idle).median:.1f}"
+        used, seconds = (reading.values(workers, "handoff", top, what) for what in ("cpu_s", "seconds"))
+        found["handoff_core"] = f"{ratio(used, seconds).median * 100:.0f}"
     for who in ("mod_php", "php-fpm", "x-accel"):
         ours, theirs = (reading.values(workers, key, top, "pss_per_stream") for key in ("handoff", who))
         if ours and len(ours) == len(theirs):
