@@ -134,7 +134,8 @@ def write(documents: dict[str, Document], out: Path) -> None:
         old.unlink()
     for part in PARTS:
         if part.key in documents:
-            (out / f"{part.key}.json").write_text(json.dumps(documents[part.key], indent=1) + "\n")
+            # On one line: kept with the sources, a figure per line would be most of their lines.
+            (out / f"{part.key}.json").write_text(json.dumps(documents[part.key], separators=(",", ":")) + "\n")
             for name, svg in part.charts(documents[part.key]).items():
                 (out / name).write_text(svg)
     (out / "report.md").write_text(summary.report(documents))
