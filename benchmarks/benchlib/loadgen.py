@@ -196,7 +196,7 @@ def arguments(argv: list[str] | None) -> argparse.Namespace:
 
 
 def _watch(options: argparse.Namespace, say: Callable[[dict[str, Any]], None]) -> bool:
-    """Whether all streams began, and none failed."""
+    """Whether all streams began and none failed; with --finish, whether all came to their [DONE] and closed."""
     cores = os.sched_getaffinity(0)
     with ExitStack() as stack:
         command = [str(BUILD / "streams"), options.target, str(options.message), str(options.streams), "steps"]
@@ -218,6 +218,7 @@ def _watch(options: argparse.Namespace, say: Callable[[dict[str, Any]], None]) -
         if options.finish:
             seen = streams.ask(f"finish {options.finish}")
             say({"finished": seen})
+            return bool(seen["completed"] == options.streams)
         return not any(seen["failures"].values()) and seen["waiting"] == 0
 
 
@@ -236,7 +237,7 @@ def main(argv: list[str] | None = None) -> int:
             command += [str(options.seconds), *(["keep-alive"] if options.keep_alive else [])]
             os.execv(command[0], command)
         elif not _watch(options, say):
-            print("not all streams began, or some failed", file=sys.stderr)
+            print("not all streams began and went well", file=sys.stderr)
             return 1
     except BenchmarkError as error:
         print(f"failed: {error}", file=sys.stderr)

@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import socket
 import subprocess
@@ -137,6 +138,25 @@ def test_finish_waits_for_the_last_events_of_all(tmp_path: Path) -> None:
     with answering(answer) as port, streams(port, 10, tmp_path) as talker:
         talker.ask("grow 10 1000 5")
         assert talker.ask("finish 20")["completed"] == 10
+
+
+@pytest.mark.parametrize("ends", [True, False])
+def test_loadgen_fails_where_a_stream_does_not_come_to_its_end(ends: bool, tmp_path: Path) -> None:
+    def answer(number: int, connection: socket.socket) -> None:
+        connection.sendall(HEAD + EVENT + DONE)
+        if number == 1 and not ends:
+            until_closed(connection)
+
+    request = tmp_path / "request"
+    request.write_bytes(b"GET /@@@@@@@@ HTTP/1.1\r\nHost: x\r\n\r\n")
+    with answering(answer) as port:
+        command = [str(BENCHMARKS / "loadgen"), "streams", f"tcp:{port}", str(request), "--streams", "3"]
+        command += ["--seconds", "0.2", "--finish", "20" if ends else "1"]
+        done = subprocess.run(command, capture_output=True, text=True, timeout=60, check=False)
+    assert done.returncode == (0 if ends else 1), done.stdout + done.stderr
+    looks = [json.loads(line) for line in done.stdout.splitlines()]
+    assert [next(iter(look)) for look in looks] == ["opened", "seen", "finished"]
+    assert looks[-1]["finished"]["completed"] == (3 if ends else 2)
 
 
 def test_the_prober_tells_right_wrong_and_late_pages_apart(tmp_path: Path) -> None:
