@@ -15,7 +15,7 @@ from typing import Any
 
 from benchlib import apache, beyond, callgrind, daemon, loadgen, module, plot, point, point_report, tools
 from benchlib.figures import figure
-from benchlib.report import spread
+from benchlib.report import Aim, spread
 from benchlib.tools import BenchmarkError
 
 Say = Callable[[str], None]
@@ -35,6 +35,7 @@ class Part:
     report: Callable[[Document], str]
     charts: Callable[[Document], dict[str, str]]
     facts: Callable[[Document], dict[str, str]]
+    aims: Callable[[Document], list[Aim]]
     settings: Callable[[bool], Document]
 
 
@@ -109,12 +110,25 @@ def _report_module(document: Document) -> str:
     return text
 
 
+def _with_numbers(result: Document) -> Document:
+    """One MPM's result as it was before JSON made texts of the numbers of connections."""
+    samples = {key: {int(many): cell for many, cell in seen.items()} for key, seen in result["samples"].items()}
+    return {**result, "samples": samples}
+
+
+def _module_aims(document: Document) -> list[Aim]:
+    connections = _module_settings(document["quick"]).connections
+    return [
+        replace(aim, text=f"{aim.text}, {mpm}")
+        for mpm, result in document["mpms"].items()
+        for aim in module.aims(_with_numbers(result), connections)
+    ]
+
+
 def _module_facts(document: Document) -> dict[str, str]:
     found: dict[str, str] = {}
     for mpm, result in document["mpms"].items():
-        # JSON has made texts of the numbers of connections.
-        cells = {key: {int(many): cell for many, cell in seen.items()} for key, seen in result["samples"].items()}
-        reading = module.Reading(cells)
+        reading = module.Reading(_with_numbers(result)["samples"])
         many = max(_module_settings(document["quick"]).connections)
         if reading.has("envelope") and reading.has("dynamic"):
             cost = reading.ratio("envelope", "dynamic", many, "httpd_cpu_us").median
@@ -267,18 +281,24 @@ def _nothing(document: Document) -> dict[str, str]:
     return {}
 
 
+def _no_aims(document: Document) -> list[Aim]:
+    del document
+    return []
+
+
 PARTS = (
     Part("point", "the point: streams held open, and the plain page meanwhile", (3, 1), (460, 130), _measure_point,
          point_report.merge, point_report.report, point_report.charts, point_report.facts,
-         lambda quick: asdict(_point_settings(quick))),
+         lambda document: list(point_report.aims(document)), lambda quick: asdict(_point_settings(quick))),
     Part("handoff", "the handoff: what it costs Apache", (2, 1), (200, 20), _measure_module, _merge_module,
-         _report_module, _nothing, _module_facts, lambda quick: asdict(_module_settings(quick))),
+         _report_module, _nothing, _module_facts, _module_aims, lambda quick: asdict(_module_settings(quick))),
     Part("daemon", "the daemon: what a stream costs it", (3, 1), (170, 70), _measure_daemon, _merge_daemon,
-         _report_daemon, _daemon_charts, _daemon_facts, lambda quick: asdict(_daemon_settings(quick))),
+         _report_daemon, _daemon_charts, _daemon_facts,
+         lambda document: list(daemon.aims(document["samples"])), lambda quick: asdict(_daemon_settings(quick))),
     Part("beyond", "beyond one process's descriptors", (2, 1), (110, 10), _measure_beyond, beyond.merge,
-         beyond.report, _nothing, beyond.facts, lambda quick: asdict(_beyond_settings(quick))),
+         beyond.report, _nothing, beyond.facts, _no_aims, lambda quick: asdict(_beyond_settings(quick))),
     Part("loadgen", "the load generators' ceiling", (3, 1), (12, 3), _measure_generators, loadgen.merge,
-         loadgen.report, _nothing, loadgen.facts, _generator_settings),
+         loadgen.report, _nothing, loadgen.facts, _no_aims, _generator_settings),
 )  # fmt: skip
 
 

@@ -14,7 +14,7 @@ from pathlib import Path
 from statistics import median
 
 from benchlib import parts, summary
-from benchlib.report import table
+from benchlib.report import spread, table
 from benchlib.tools import BENCHMARKS, ROOT, BenchmarkError
 
 TEMPLATE = BENCHMARKS / "performance.md.in"
@@ -47,7 +47,19 @@ def facts(name: str) -> dict[str, str]:
     for part in parts.PARTS:
         found |= part.facts(documents[part.key])
     found["sizing"] = sizing(documents).strip()
+    found["targets"] = targets(documents).strip()
     return found
+
+
+def targets(documents: dict[str, parts.Document]) -> str:
+    """What was aimed at, and whether it was met, of all scenarios."""
+    rows = []
+    for part in parts.PARTS:
+        for aim in part.aims(documents[part.key]):
+            bound = f"{'≥' if aim.at_least else '≤'} {aim.limit:,g}"
+            value = spread(aim.value, 0 if aim.limit >= 1000 else 3)
+            rows.append([aim.text, bound, value, "met" if aim.met else "**missed**"])
+    return table(["target", "limit", "measured", ""], rows)
 
 
 def sizing(documents: dict[str, parts.Document]) -> str:

@@ -45,11 +45,14 @@ def caution(documents: dict[str, Document]) -> str:
     """What a reader has to know before he believes anything; "" where there is nothing."""
     text = ""
     if any(document["quick"] for document in documents.values()):
-        text += "**A quick run: it shows that everything is measured, its figures mean little.** "
+        text += (
+            "**A quick run: it shows that everything is measured, its figures mean little.** It has a tenth of the "
+            "streams or less, and one\nround; the targets are for all of them. "
+        )
     if loads(documents)[0] > BUSY:
         text += (
-            "**The machine was busy with other things.** Believe ratios, memory and CPU time, and not what is\n"
-            "a time or a rate."
+            "**The machine was busy with other things.** Believe ratios, memory and CPU time,\n"
+            "and not what is a time or a rate."
         )
     return text.strip()
 

@@ -188,7 +188,7 @@ def test_the_prober_tells_right_wrong_and_late_pages_apart(tmp_path: Path) -> No
 def test_a_climb_leaves_every_figure_of_every_level(key: str, tmp_path: Path) -> None:
     tools.build("point")
     contender = next(c for c in door.CONTENDERS if c.key == key)
-    settings = point.Settings((25,), (2, 4), 50.0, 10.0, 0.1, 2.0, 20.0, 3, 2)
+    settings = point.Settings((25,), (2, 4), 50.0, 10.0, 0.1, 1.2, 20.0, 3, 2)
     said: list[str] = []
     with point.world() as world:
         looks = world.climb(contender, 25, settings, said.append)
