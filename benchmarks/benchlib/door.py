@@ -16,6 +16,7 @@ import os
 import shutil
 import socket
 import subprocess
+import tempfile
 import time
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, ExitStack, contextmanager
@@ -128,10 +129,11 @@ class Door:
 
 
 @contextmanager
-def opened(contender: Contender, directory: Path, workers: int, cores: set[int], model: int) -> Iterator[Door]:
-    """The contender, ready to answer; gone afterwards with every file it made."""
+def opened(contender: Contender, parent: Path, workers: int, cores: set[int], model: int) -> Iterator[Door]:
+    """The contender, ready to answer, in a directory below ``parent``; gone afterwards with every file it made."""
     with ExitStack() as stack:
-        directory.mkdir(mode=0o755)
+        directory = Path(tempfile.mkdtemp(prefix="door-", dir=parent))
+        directory.chmod(0o755)
         stack.callback(shutil.rmtree, directory, ignore_errors=True)
         run = apache.run_directory()
         stack.callback(shutil.rmtree, run, ignore_errors=True)

@@ -155,7 +155,7 @@ class World:
     ) -> dict[str, Look]:
         """level -> what was seen there. Raises BenchmarkError where nothing could be."""
         self.model.check()
-        with door.opened(contender, self.directory / "door", workers, self.ours, self.model.port) as place:
+        with door.opened(contender, self.directory, workers, self.ours, self.model.port) as place:
             page = self._file("page", door.request(door.get("/page.php"), 0, 1).replace(b"@" * 8, b"f" * 8))
             prober = Talker(
                 [str(BUILD / "prober"), str(place.port), str(page), str(settings.probes), str(settings.patience)],
@@ -169,7 +169,7 @@ class World:
                 prober.stop()
         if workers == max(settings.workers) and contender.ends:
             # A server of its own: the one that was climbed may still be busy with clients that are gone.
-            with door.opened(contender, self.directory / "door", workers, self.ours, self.model.port) as place:
+            with door.opened(contender, self.directory, workers, self.ours, self.model.port) as place:
                 looks["short"] = self._short(place, settings)
         return looks
 

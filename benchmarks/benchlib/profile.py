@@ -64,9 +64,7 @@ def _measured(world: point.World, contender: door.Contender) -> dict[str, Stacks
     found: dict[str, Stacks] = {}
     with ExitStack() as stack:
         scratch = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="profile-")))
-        place = stack.enter_context(
-            door.opened(contender, world.directory / "door", WORKERS, world.ours, world.model.port)
-        )
+        place = stack.enter_context(door.opened(contender, world.directory, WORKERS, world.ours, world.model.port))
         request = scratch / "request"
         request.write_bytes(door.request(contender.request, point.ENDLESS, PACE))
         streams = point.Talker(
