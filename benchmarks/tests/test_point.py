@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import json
 import os
+import signal
 import socket
 import subprocess
 import sys
@@ -211,6 +212,27 @@ def test_a_server_that_does_not_start_is_told_with_its_own_words(tmp_path: Path)
     ):
         pass
     assert "no such luck" in place.complaints()
+
+
+@pytest.mark.parametrize("end", [signal.SIGTERM, signal.SIGINT])
+def test_a_run_that_is_ended_leaves_nothing_behind(end: signal.Signals) -> None:
+    run = subprocess.Popen([str(BENCHMARKS / "run"), "--quick", "--fresh", "point"], stdout=subprocess.PIPE, text=True)
+    pids: list[int] = []
+    left: list[int] = []
+    try:
+        assert run.stdout
+        # The first level of the first climb: everything is there.
+        seen = next(line for line in run.stdout if "10 streams: 10 live" in line)
+        pids = door.tree([run.pid])
+        assert len(pids) > 5, seen
+        run.send_signal(end)
+        run.communicate(timeout=60)
+        left = [pid for pid in pids if Path(f"/proc/{pid}").exists()]
+    finally:
+        for pid in {run.pid, *left} if run.poll() is None else left:
+            os.kill(pid, signal.SIGKILL)
+    assert run.returncode != 0
+    assert left == []
 
 
 def test_a_climb_leaves_no_process_behind() -> None:
