@@ -214,8 +214,7 @@ def test_a_server_that_does_not_start_is_told_with_its_own_words(tmp_path: Path)
     assert "no such luck" in place.complaints()
 
 
-@pytest.mark.parametrize("end", [signal.SIGTERM, signal.SIGINT])
-def test_a_run_that_is_ended_leaves_nothing_behind(end: signal.Signals) -> None:
+def test_a_run_that_is_ended_leaves_nothing_behind() -> None:
     run = subprocess.Popen([str(BENCHMARKS / "run"), "--quick", "--fresh", "point"], stdout=subprocess.PIPE, text=True)
     pids: list[int] = []
     left: list[int] = []
@@ -225,7 +224,7 @@ def test_a_run_that_is_ended_leaves_nothing_behind(end: signal.Signals) -> None:
         seen = next(line for line in run.stdout if "10 streams: 10 live" in line)
         pids = door.tree([run.pid])
         assert len(pids) > 5, seen
-        run.send_signal(end)
+        run.terminate()
         run.communicate(timeout=60)
         left = [pid for pid in pids if Path(f"/proc/{pid}").exists()]
     finally:
