@@ -194,7 +194,8 @@ FIXED = (
     CURRENT,
 )
 # The application's files, by the list that the role keeps of them. The list is a file of the release too.
-APPLICATION, APPLICATION_LIST = "/var/www/handoff-app", "/var/lib/socket-handoff/handoff-app.json"
+APPLICATION = "/var/www/handoff-app"
+APPLICATION_LIST = "/var/lib/socket-handoff/handoff-app.json"
 # Whatever else of Apache's a role has ever changed here, such as links of modules, with what was there before.
 ORIGINALS = "/var/lib/socket-handoff/apache/original"
 CHANGE_SETS = ("apache_handoff", "handoff_app")
