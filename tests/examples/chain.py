@@ -303,7 +303,7 @@ def chain(
     php: str = "fpm",
     environment: dict[str, str] | None = None,
 ) -> Iterator[Chain]:
-    """Everything, started; ``directives`` are Apache's, ``allow``: which targets any script may use; ``environment``
+    """Everything, started; ``directives`` are those of the site's <VirtualHost>, ``allow``: which targets any script may use; ``environment``
     is PHP's, with {state} for the directory that it can write to. ``php``: fpm under event, or
     mod_php under prefork. As root: sockets lie below /run."""
     parent = writable_run()
@@ -358,7 +358,10 @@ AddType image/svg+xml .svg
     SetHandler server-status
 </Location>
 {wiring}
+# As Debian serves every site. What such a one does not inherit, or may not have, shows here.
+<VirtualHost 127.0.0.1:{main}>
 {directives}
+</VirtualHost>
 """)
         one = Chain(httpd, daemon, state)
         if balancer:
@@ -386,9 +389,14 @@ def complaints(one: Chain) -> list[str]:
     return [line for line in one.httpd.take_log() if PROBLEM.search(line)]
 
 
+def readme_apache(example: str) -> list[str]:
+    """The blocks of Apache's configuration in the README of an example, in their order."""
+    readme = (ROOT / "examples" / example / "README.md").read_text()
+    return [part.split("```")[0] for part in readme.split("```apache\n")[1:]]
+
+
 def openai_api_wiring() -> str:
-    """What the README of examples/openai-api tells to configure, but for the target, which the chain has."""
-    readme = (ROOT / "examples" / "openai-api" / "README.md").read_text()
-    target, _, rest = readme.split("```apache\n")[1].split("```")[0].partition("\n")
+    """What the README of examples/openai-api tells to put into a site. The target, of the server, is the chain's."""
+    target, of_the_site = readme_apache("openai-api")
     assert target.startswith("SocketHandoffTarget model ")
-    return rest
+    return of_the_site

@@ -23,7 +23,7 @@ from selenium.webdriver.support.ui import WebDriverWait
 ROOT = Path(__file__).resolve().parents[2]
 sys.path[:0] = [str(ROOT / "tests" / "examples"), str(ROOT / "tests" / "browser")]
 
-from chain import Chain, Client, Reply, chain, complaints  # noqa: E402  (see above)
+from chain import Chain, Client, Reply, chain, complaints, readme_apache  # noqa: E402  (see above)
 from chromium import start_chromium  # noqa: E402
 from handoff_standin import PATIENCE  # noqa: E402  (of the module's tests, where chain.py has led to)
 
@@ -89,9 +89,9 @@ def site(database: Path) -> Iterator[Chain]:
     """WordPress as it is after its installer, with the plugin's files copied as the README says."""
     files = os.environ.get("WORDPRESS_SITE")
     assert files, "WORDPRESS_SITE is not set: script/test wordpress fetches WordPress and says where"
-    target, _, wiring = README.split("```apache\n")[1].split("```")[0].partition("\n")
+    target, of_the_site = readme_apache("wordpress")
     assert target.startswith("SocketHandoffTarget llm ")
-    with chain(directives=wiring, allow="None", with_ini=True) as one:
+    with chain(directives=of_the_site, allow="None", with_ini=True) as one:
         shutil.copytree(files, one.docroot, symlinks=True, dirs_exist_ok=True)
         (one.docroot / "wp-config.php").write_text(
             f"""<?php
