@@ -4,9 +4,9 @@ declare(strict_types=1);
 namespace SocketHandoff;
 
 use InvalidArgumentException;
-use JsonException;
 use LengthException;
 use LogicException;
+use SensitiveParameter;
 use stdClass;
 
 /**
@@ -17,6 +17,8 @@ use stdClass;
  * An object does not change: to() and with() return new ones. Whatever Apache or the daemon would refuse is an exception
  * here, where the mistake is: it names the member, never a text that a user typed. send() ends the request; a framework
  * that sends responses itself takes headers() and body() instead.
+ *
+ * What the members are is kept out of stack traces too, which end in logs where zend.exception_ignore_args is off.
  *
  * What the members mean is said in docs/wire-protocol.md, "What the application and our daemon agreed on".
  */
@@ -38,7 +40,7 @@ final class SocketHandoff
     /** @param array<string, mixed> $members */
     private function __construct(
         private readonly string $target,
-        private readonly array $members,
+        #[SensitiveParameter] private readonly array $members,
         private readonly int $most,
     ) {
     }
@@ -67,7 +69,7 @@ final class SocketHandoff
      * @param array<string, mixed> $members as the daemon reads them; others are the application's own
      * @throws InvalidArgumentException if the daemon would answer 400 to one of them
      */
-    public function with(array $members): self
+    public function with(#[SensitiveParameter] array $members): self
     {
         foreach ($members as $name => $value) {
             if (!is_string($name)) {
@@ -147,7 +149,7 @@ final class SocketHandoff
             throw new LengthException(sprintf('%d bytes of data, at most %d fit', strlen($body), $this->most));
         }
         // Each value takes two bytes at least, so most data need not be counted.
-        if (strlen($body) > 2 * self::VALUES_MAX && self::values(json_decode($body, true)) > self::VALUES_MAX) {
+        if (strlen($body) > 2 * self::VALUES_MAX && self::values($this->members) > self::VALUES_MAX) {
             $most = self::VALUES_MAX;
             throw new InvalidArgumentException("the data has more than the $most values that the daemon reads");
         }
@@ -156,22 +158,31 @@ final class SocketHandoff
 
     private function encode(int $flags): string
     {
-        $flags |= JSON_UNESCAPED_SLASHES | JSON_PRESERVE_ZERO_FRACTION | JSON_THROW_ON_ERROR;
-        try {
-            // An object also where it is empty: the daemon does not take [] for no members.
-            return json_encode((object) $this->members, $flags, self::DEPTH_MAX);
-        } catch (JsonException $error) {
-            $what = 'the data is no JSON: ' . $error->getMessage();
-            throw new InvalidArgumentException($what . '; allowed are ' . self::DEPTH_MAX . ' levels', 0, $error);
+        $flags |= JSON_UNESCAPED_SLASHES | JSON_PRESERVE_ZERO_FRACTION;
+        // An object also where it is empty: the daemon does not take [] for no members. And no JSON_THROW_ON_ERROR,
+        // whose exception would have them in its trace.
+        $json = json_encode((object) $this->members, $flags, self::DEPTH_MAX);
+        if ($json === false) {
+            $what = 'the data is no JSON: ' . json_last_error_msg();
+            throw new InvalidArgumentException($what . '; allowed are ' . self::DEPTH_MAX . ' levels');
         }
+        return $json;
     }
 
-    private static function values(mixed $value): int
+    /** How many the daemon will read. Counted where they are: to decode them again would take their memory once more. */
+    private static function values(#[SensitiveParameter] mixed $value): int
     {
-        return is_array($value) ? 1 + array_sum(array_map(self::values(...), $value)) : 1;
+        if (is_object($value) && !$value instanceof stdClass) {
+            $value = json_decode((string) json_encode($value)); // it says itself what it is as JSON
+        }
+        $count = 1;
+        foreach (is_array($value) || $value instanceof stdClass ? $value : [] as $member) {
+            $count += self::values($member);
+        }
+        return $count;
     }
 
-    private static function check(string $name, mixed $value): void
+    private static function check(string $name, #[SensitiveParameter] mixed $value): void
     {
         self::checkText($name, $value);
         match ($name) {
@@ -193,7 +204,7 @@ final class SocketHandoff
     }
 
     /** Finds the text that json_encode would only say is somewhere. */
-    private static function checkText(string $name, mixed $value): void
+    private static function checkText(string $name, #[SensitiveParameter] mixed $value): void
     {
         if (is_string($value) && preg_match('//u', $value) !== 1) {
             throw new InvalidArgumentException("$name is not valid UTF-8");
@@ -203,7 +214,7 @@ final class SocketHandoff
         }
     }
 
-    private static function checkMessages(mixed $value): void
+    private static function checkMessages(#[SensitiveParameter] mixed $value): void
     {
         $form = 'an array of ["role" => string, "content" => string or parts]';
         self::expect(is_array($value) && array_is_list($value), 'messages', $value, $form);
@@ -227,7 +238,7 @@ final class SocketHandoff
      *
      * @return array<mixed>|null
      */
-    private static function object(mixed $value): ?array
+    private static function object(#[SensitiveParameter] mixed $value): ?array
     {
         if ($value instanceof stdClass) {
             return get_object_vars($value);
@@ -235,7 +246,7 @@ final class SocketHandoff
         return is_array($value) && ($value === [] || !array_is_list($value)) ? $value : null;
     }
 
-    private static function checkDemo(mixed $value): void
+    private static function checkDemo(#[SensitiveParameter] mixed $value): void
     {
         $given = $value;
         $value = self::object($given);
@@ -248,7 +259,7 @@ final class SocketHandoff
         }
     }
 
-    private static function checkResume(mixed $value): void
+    private static function checkResume(#[SensitiveParameter] mixed $value): void
     {
         $given = $value;
         $value = self::object($given);
@@ -261,19 +272,31 @@ final class SocketHandoff
         }
     }
 
-    private static function checkInteger(string $name, mixed $value, int $low, int $high): void
-    {
+    private static function checkInteger(
+        string $name,
+        #[SensitiveParameter] mixed $value,
+        int $low,
+        int $high,
+    ): void {
         self::expect(is_int($value) && $value >= $low && $value <= $high, $name, $value, "an integer from $low to $high");
     }
 
-    private static function checkNumber(string $name, mixed $value, float $low, float $high): void
-    {
+    private static function checkNumber(
+        string $name,
+        #[SensitiveParameter] mixed $value,
+        float $low,
+        float $high,
+    ): void {
         $number = is_int($value) || is_float($value);
         self::expect($number && $value >= $low && $value <= $high, $name, $value, "a number from $low to $high");
     }
 
-    private static function expect(bool $right, string $name, mixed $value, string $allowed): void
-    {
+    private static function expect(
+        bool $right,
+        string $name,
+        #[SensitiveParameter] mixed $value,
+        string $allowed,
+    ): void {
         if (!$right) {
             // Texts may be a user's, and end in a log; numbers say what is wrong with them.
             $is = is_int($value) || is_float($value) ? var_export($value, true) : match (get_debug_type($value)) {

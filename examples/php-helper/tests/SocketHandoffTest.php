@@ -149,6 +149,7 @@ final class SocketHandoffTest extends TestCase
             'a demo without pace' => [['demo' => ['tokens_per_second' => 0]], 'demo.tokens_per_second is 0; allowed is a number from 0.1'],
             'infinity' => [['x' => INF], 'the data is no JSON: Inf and NaN cannot be JSON encoded'],
             'too deep' => [['x' => self::nested(100)], 'the data is no JSON: Maximum stack depth exceeded; allowed are 100 levels'],
+            'too many objects' => [['x' => array_fill(0, 50000, new ArrayObject([1]))], 'the data has more than the 100000 values'],
             'too many values' => [['x' => array_fill(0, 100000, 1)], 'the data has more than the 100000 values'],
         ];
     }
@@ -165,18 +166,41 @@ final class SocketHandoffTest extends TestCase
     public function testWhatIsJustNotTooMuchIsTaken(): void
     {
         self::assertNotSame('', SocketHandoff::to('llm')->with(['x' => array_fill(0, 99998, 1)])->body());
+        $object = json_decode(json_encode(['x' => array_fill(0, 99998, 1)], JSON_THROW_ON_ERROR));
+        self::assertNotSame('', SocketHandoff::to('llm')->with(get_object_vars($object))->body());
         self::assertNotEmpty(SocketHandoff::to('llm')->with(['x' => self::nested(99)])->headers());
     }
 
     public function testAUsersTextIsInNoError(): void
     {
-        foreach (['max_tokens', 'resume', 'messages', 'request_id', 'demo'] as $name) {
-            try {
-                SocketHandoff::to('llm')->with([$name => "my secret\n"]);
-                self::fail("$name took a text");
-            } catch (InvalidArgumentException $error) {
-                self::assertStringNotContainsString('secret', $error->getMessage());
+        $mistakes = [
+            ['max_tokens' => "my secret\n"],
+            ['temperature' => 'my secret'],
+            ['resume' => ['id' => 'my secret']],
+            ['messages' => 'my secret'],
+            ['messages' => [['role' => 'my secret']]],
+            ['request_id' => "my secret\n"],
+            ['demo' => 'my secret'],
+            ['demo' => ['tokens' => 'my secret']],
+            ['prompt' => "my secret \xff"],
+            ['prompt' => 'my secret', 'x' => NAN],
+            ['prompt' => 'my secret', 'x' => array_fill(0, 100000, 1)],
+            ['prompt' => 'my secret', 'x' => str_repeat('x', 8388608)],
+        ];
+        // As a developer's php.ini has it: then a trace has the arguments of every call.
+        $ini = ini_set('zend.exception_ignore_args', '0');
+        try {
+            foreach ($mistakes as $number => $members) {
+                $here = static fn (): array => SocketHandoff::to('llm')->with($members)->headers();
+                try {
+                    $here();
+                    self::fail("mistake $number was taken");
+                } catch (InvalidArgumentException | LengthException $error) {
+                    self::assertNoSecret($error, "mistake $number");
+                }
             }
+        } finally {
+            ini_set('zend.exception_ignore_args', (string) $ini);
         }
     }
 
@@ -188,6 +212,23 @@ final class SocketHandoffTest extends TestCase
         self::assertSame($json, SocketHandoff::to('llm')->with($members)->headers()['X-Handoff-Data']);
         $this->expectExceptionMessage('messages[0].content is missing');
         SocketHandoff::to('llm')->with(['messages' => [json_decode('{"role":"user"}')]]);
+    }
+
+    private static function assertNoSecret(Throwable $error, string $what): void
+    {
+        for (; $error !== null; $error = $error->getPrevious()) {
+            self::assertStringNotContainsString('secret', $error->getMessage(), $what);
+            $frames = 0;
+            foreach ($error->getTrace() as $frame) {
+                // Behind the class come this test and PHPUnit, with all that they know.
+                if (($frame['class'] ?? SocketHandoff::class) !== SocketHandoff::class) {
+                    break;
+                }
+                self::assertStringNotContainsString('secret', print_r($frame['args'] ?? [], true), "$what: {$frame['function']}");
+                $frames += 1;
+            }
+            self::assertGreaterThan(0, $frames, $what);
+        }
     }
 
     /** The vectors that the daemon's own tests read: what it refuses is refused here, by the same name, and nothing else. */
