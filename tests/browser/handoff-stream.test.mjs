@@ -361,6 +361,23 @@ describe('viaEventSource', () => {
     assert.equal(await rejection(pieces), controller.signal.reason);
     assert.ok(source.closed);
   });
+  for (const reason of ['the user left', null, 0, { content: 'no event' }]) {
+    it(`ends when it is aborted with ${JSON.stringify(reason)}, and throws that`, { timeout: 60_000 }, async () => {
+      const controller = new AbortController();
+      const events = viaEventSource('/stream.php', { signal: controller.signal });
+      const next = rejection(events.next());
+      controller.abort(reason);
+      assert.equal(await next, reason);
+      assert.ok(StandIn.last.closed);
+    });
+  }
+  it('ends behind [DONE] for who reads the events themselves', { timeout: 60_000 }, async () => {
+    const events = collect(viaEventSource('/stream.php'));
+    StandIn.last.open();
+    StandIn.last.say('{"content":"a"}');
+    StandIn.last.say('[DONE]');
+    assert.deepEqual((await events).map((event) => event.data), ['{"content":"a"}', '[DONE]']);
+  });
   it('does not connect at all when it was aborted before', async () => {
     StandIn.last = undefined;
     const { pieces, source } = reading({ signal: AbortSignal.abort() });

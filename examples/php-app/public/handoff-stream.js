@@ -114,7 +114,7 @@ export async function* viaEventSource(url, { signal } = {}) {
     queue.push(item);
     wake();
   };
-  const abort = () => put(signal.reason);
+  const abort = () => put({ thrown: signal.reason }); // which may be anything, also undefined
   signal?.addEventListener('abort', abort);
   source.addEventListener('open', () => (opened = true));
   source.addEventListener('message', (message) => {
@@ -126,15 +126,16 @@ export async function* viaEventSource(url, { signal } = {}) {
     source.close(); // both kinds: else it reconnects for ever
     // The server's "event: error" and the browser's own error have the same name; only the first carries data.
     if (typeof failure.data === 'string') put({ event: 'error', data: failure.data, id: failure.lastEventId });
-    else if (opened) put(new StreamError('interrupted', 'The connection broke.'));
-    else put(new StreamError('refused', 'The server did not answer with a stream.'));
+    else if (opened) put({ thrown: new StreamError('interrupted', 'The connection broke.') });
+    else put({ thrown: new StreamError('refused', 'The server did not answer with a stream.') });
   });
   try {
     for (;;) {
       while (queue.length === 0) await new Promise((resolve) => (wake = resolve));
       const item = queue.shift();
-      if (item instanceof Error) throw item;
+      if ('thrown' in item) throw item.thrown;
       yield item;
+      if (item.data === '[DONE]') return; // closed above: nothing comes any more, not even an error
     }
   } finally {
     source.close();
