@@ -12,7 +12,12 @@ use SocketHandoff\SocketHandoff;
 
 require __DIR__ . '/SocketHandoff.php'; // examples/php-helper, or Composer's autoload.php
 
-const BODY_MAX = 4194304;
+/** Which models of the provider's a client may choose: what each costs is paid with your key. */
+const MODELS = ['gpt-4o-mini'];
+/** How long an answer may be, and is at most where the client does not say. */
+const TOKENS_MAX = 4096;
+/** Of small values PHP makes a hundred times their bytes: 1 MiB is what its usual memory_limit of 128M bears. */
+const BODY_MAX = 1048576;
 /** What a client may say. Not "user", "backend", "resume" and the like, which the daemon believes. */
 const MEMBERS = [
     'messages', 'model', 'temperature', 'max_tokens', 'max_completion_tokens', 'top_p', 'stop', 'seed',
@@ -28,6 +33,26 @@ function refuse(int $status, string $type, string $message, ?string $param = nul
     exit(json_encode(['error' => ['message' => $message, 'type' => $type, 'param' => $param, 'code' => $code]]));
 }
 
+/** The first part of a message that is neither text nor an image in itself: of an address, a backend may go and fetch it. */
+function foreign_part(mixed $messages): ?string
+{
+    foreach (is_array($messages) ? $messages : [] as $number => $message) {
+        $content = $message->content ?? null;
+        foreach (is_array($content) ? $content : [] as $place => $part) {
+            $url = $part->image_url->url ?? null;
+            $own = match ($part->type ?? null) {
+                'text' => true,
+                'image_url' => is_string($url) && str_starts_with($url, 'data:image/'),
+                default => false,
+            };
+            if (!$own) {
+                return "messages[$number].content[$place]";
+            }
+        }
+    }
+    return null;
+}
+
 if ($_SERVER['REQUEST_METHOD'] !== 'POST') {
     header('Allow: POST');
     refuse(405, 'invalid_request_error', 'This address takes POST.');
@@ -36,8 +61,9 @@ if ($_SERVER['REQUEST_METHOD'] !== 'POST') {
 // Whose token is it? The file has the tokens' SHA-256 and users, never a token: ['9f86d081…' => 'ada', …].
 $users = require getenv('API_TOKENS') ?: '/etc/handoff-app/api-tokens.php';
 $token = preg_match('/^Bearer +(\S+)$/iD', $_SERVER['HTTP_AUTHORIZATION'] ?? '', $found) ? $found[1] : '';
-// Looked up by its hash, so how long it takes says nothing about a token.
-$user = $users[hash('sha256', $token)]
+// Looked up by its hash, so how long it takes says nothing about a token. Of nothing there is a hash as well, and whoever
+// made the file while $token was not set has it in there.
+$user = ($token === '' ? null : $users[hash('sha256', $token)] ?? null)
     ?? refuse(401, 'invalid_request_error', 'Incorrect API key provided.', null, 'invalid_api_key');
 
 $body = (string) file_get_contents('php://input', length: BODY_MAX + 1);
@@ -55,6 +81,23 @@ if (($asked['stream'] ?? false) !== true) {
 }
 if (($asked['messages'] ?? []) === []) {
     refuse(400, 'invalid_request_error', '"messages" is missing.', 'messages');
+}
+if (!in_array($asked['model'] ?? null, MODELS, true)) {
+    $models = implode(', ', MODELS);
+    refuse(404, 'invalid_request_error', "There is no such model here, but these: $models.", 'model', 'model_not_found');
+}
+foreach (['max_tokens', 'max_completion_tokens'] as $name) {
+    $tokens = $asked[$name] ?? 1;
+    if (!is_int($tokens) || $tokens < 1 || $tokens > TOKENS_MAX) {
+        refuse(400, 'invalid_request_error', "\"$name\" has to be an integer from 1 to " . TOKENS_MAX . '.', $name);
+    }
+}
+if (!isset($asked['max_tokens'])) {
+    $asked['max_completion_tokens'] ??= TOKENS_MAX;
+}
+$part = foreign_part($asked['messages']);
+if ($part !== null) {
+    refuse(400, 'invalid_request_error', "$part has to be text, or an image as data:image/… in itself.", 'messages');
 }
 try {
     $members = array_intersect_key($asked, array_flip(MEMBERS));

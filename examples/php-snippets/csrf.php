@@ -40,4 +40,8 @@ if (($_SERVER['HTTP_SEC_FETCH_SITE'] ?? 'same-origin') !== 'same-origin') {
 if (!hash_equals($token, $_SERVER['HTTP_X_CSRF_TOKEN'] ?? '')) {
     refuse(403, 'csrf', 'The header X-CSRF-Token is missing or out of date. Reload the page.');
 }
-SocketHandoff::to('llm')->with(['prompt' => (string) ($_POST['prompt'] ?? ''), 'user' => $user])->send();
+$prompt = $_POST['prompt'] ?? null; // prompt[]=x is a list, and a byte that is no UTF-8 could not be handed on
+if (!is_string($prompt) || preg_match('//u', $prompt) !== 1) {
+    refuse(422, 'prompt', '"prompt" has to be a text in UTF-8.');
+}
+SocketHandoff::to('llm')->with(['prompt' => $prompt, 'user' => $user])->send();

@@ -27,6 +27,10 @@ function refuse(int $status, string $type, string $message): never
 
 session_start(['read_and_close' => true]);
 $user = $_SESSION['user'] ?? refuse(401, 'not_logged_in', 'Sign in first.');
+// Another site's form would bring the user's cookie along. csrf.php has the whole of it.
+if (($_SERVER['HTTP_SEC_FETCH_SITE'] ?? 'same-origin') !== 'same-origin') {
+    refuse(403, 'cross_site', 'Requests from other sites are not answered.');
+}
 
 $asked = json_decode((string) file_get_contents('php://input', length: 1048576), true, 8);
 $said = $asked['messages'] ?? null;

@@ -15,6 +15,13 @@ require __DIR__ . '/SocketHandoff.php'; // examples/php-helper, or Composer's au
 const QUESTIONS = 3;
 const SECONDS = 60;
 
+function refuse(int $status, string $type, string $message): never
+{
+    http_response_code($status);
+    header('Content-Type: application/json');
+    exit(json_encode(['error' => ['type' => $type, 'message' => $message]]));
+}
+
 /** Counts this question; the seconds to wait where it is one too many, which then does not count, otherwise 0. */
 function seconds_to_wait(string $user, int $now): int
 {
@@ -37,17 +44,23 @@ function seconds_to_wait(string $user, int $now): int
 }
 
 session_start(['read_and_close' => true]);
-$user = $_SESSION['user'] ?? null;
-$wait = $user === null ? 0 : seconds_to_wait($user, time());
-
-if ($user === null || $wait > 0) {
-    http_response_code($user === null ? 401 : 429);
-    header('Content-Type: application/json');
-    if ($wait > 0) {
-        header("Retry-After: $wait");
-    }
-    exit(json_encode(['error' => $user === null
-        ? ['type' => 'not_logged_in', 'message' => 'Sign in first.']
-        : ['type' => 'rate_limited', 'message' => "That were enough questions; ask again in $wait seconds."]]));
+$user = $_SESSION['user'] ?? refuse(401, 'not_logged_in', 'Sign in first.');
+if ($_SERVER['REQUEST_METHOD'] !== 'POST') {
+    header('Allow: POST');
+    refuse(405, 'method_not_allowed', 'This address takes POST.');
 }
-SocketHandoff::to('llm')->with(['prompt' => (string) ($_POST['prompt'] ?? ''), 'user' => $user])->send();
+// Another site's form would bring the user's cookie along. csrf.php has the whole of it.
+if (($_SERVER['HTTP_SEC_FETCH_SITE'] ?? 'same-origin') !== 'same-origin') {
+    refuse(403, 'cross_site', 'Requests from other sites are not answered.');
+}
+$prompt = $_POST['prompt'] ?? null; // prompt[]=x is a list, and a byte that is no UTF-8 could not be handed on
+if (!is_string($prompt) || preg_match('//u', $prompt) !== 1) {
+    refuse(422, 'prompt', '"prompt" has to be a text in UTF-8.');
+}
+// Only now, so that no other page can use up what the user may ask.
+$wait = seconds_to_wait($user, time());
+if ($wait > 0) {
+    header("Retry-After: $wait");
+    refuse(429, 'rate_limited', "That were enough questions; ask again in $wait seconds.");
+}
+SocketHandoff::to('llm')->with(['prompt' => $prompt, 'user' => $user])->send();

@@ -2,11 +2,12 @@
 /**
  * An answer that goes on after a reload, a lost connection, a phone that slept in a pocket.
  *
- * POST asks, and gives the answer a name that nobody can guess; the daemon then numbers its events, keeps them, and goes
- * on with the model while nobody listens (`[resume]` in its configuration: a minute). GET continues the answer that this
- * session began, behind the event that the browser has: EventSource says which in Last-Event-ID when it reconnects, and a
- * page that was reloaded says it as ?after=, or 0 for all of it from the beginning. An answer that is over and seen to
- * its end is a 204.
+ * POST asks. The page calls its question by a random "question", a new one for each, so that two tabs have two answers;
+ * the answer's name is made of that and a secret of the session, so that nobody else can guess it. The daemon then numbers
+ * its events, keeps them, and goes on with the model while nobody listens (`[resume]` in its configuration: a minute).
+ * GET continues the answer to ?question=, behind the event that the browser has: EventSource says which in Last-Event-ID
+ * when it reconnects, and a page that was reloaded says it as ?after=, or 0 for all of it from the beginning. An answer
+ * that is over and seen to its end is a 204.
  */
 declare(strict_types=1);
 
@@ -23,17 +24,30 @@ function refuse(int $status, string $type, string $message): never
 
 session_start();
 $user = $_SESSION['user'] ?? refuse(401, 'not_logged_in', 'Sign in first.');
-$asks = $_SERVER['REQUEST_METHOD'] === 'POST';
-if ($asks) {
-    // The name stays on the server: a page that does not know it cannot lose it, and another user cannot use it.
-    $_SESSION['answer'] = bin2hex(random_bytes(16));
+// Another site's form would bring the user's cookie along. csrf.php has the whole of it.
+if (($_SERVER['HTTP_SEC_FETCH_SITE'] ?? 'same-origin') !== 'same-origin') {
+    refuse(403, 'cross_site', 'Requests from other sites are not answered.');
 }
-$answer = $_SESSION['answer'] ?? refuse(404, 'no_answer', 'There is no answer to go on with.');
+$asks = $_SERVER['REQUEST_METHOD'] === 'POST';
+$question = ($asks ? $_POST : $_GET)['question'] ?? null;
+if (!is_string($question) || !preg_match('/^[0-9a-f-]{36}$/D', $question)) {
+    refuse(422, 'question', '"question" has to be a UUID, as crypto.randomUUID() makes them.');
+}
+if (!$asks && !isset($_SESSION['answers'])) {
+    refuse(404, 'no_answer', 'There is no answer to go on with.');
+}
+// Never in a page: who knows the UUID alone, from an access log, cannot go on with the answer.
+$secret = $_SESSION['answers'] ??= bin2hex(random_bytes(32));
 session_write_close();
+$answer = hash_hmac('sha256', $question, $secret);
 
 if ($asks) {
+    $prompt = $_POST['prompt'] ?? null; // prompt[]=x is a list, and a byte that is no UTF-8 could not be handed on
+    if (!is_string($prompt) || preg_match('//u', $prompt) !== 1) {
+        refuse(422, 'prompt', '"prompt" has to be a text in UTF-8.');
+    }
     SocketHandoff::to('llm')->with([
-        'prompt' => (string) ($_POST['prompt'] ?? ''),
+        'prompt' => $prompt,
         'user' => $user,
         'resume' => ['id' => $answer],
     ])->send();

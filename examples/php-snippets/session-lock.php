@@ -12,24 +12,44 @@ use SocketHandoff\SocketHandoff;
 
 require __DIR__ . '/SocketHandoff.php'; // examples/php-helper, or Composer's autoload.php
 
+const SEARCH_SECONDS = 10; // that a question waits for the search, at most
+
+function refuse(int $status, string $type, string $message): never
+{
+    http_response_code($status);
+    header('Content-Type: application/json');
+    exit(json_encode(['error' => ['type' => $type, 'message' => $message]]));
+}
+
 // Read, and released at once. Whoever has to write opens it again afterwards, for as long as that takes.
 session_start(['read_and_close' => true]);
-$user = $_SESSION['user'] ?? null;
-
-if ($user === null) {
-    http_response_code(401);
-    header('Content-Type: application/json');
-    exit(json_encode(['error' => ['type' => 'not_logged_in', 'message' => 'Sign in first.']]));
+$user = $_SESSION['user'] ?? refuse(401, 'not_logged_in', 'Sign in first.');
+if ($_SERVER['REQUEST_METHOD'] !== 'POST') {
+    header('Allow: POST');
+    refuse(405, 'method_not_allowed', 'This address takes POST.');
 }
-$question = (string) ($_POST['prompt'] ?? '');
+// Another site's form would bring the user's cookie along. csrf.php has the whole of it.
+if (($_SERVER['HTTP_SEC_FETCH_SITE'] ?? 'same-origin') !== 'same-origin') {
+    refuse(403, 'cross_site', 'Requests from other sites are not answered.');
+}
+$prompt = $_POST['prompt'] ?? null; // prompt[]=x is a list, and a byte that is no UTF-8 could not be handed on
+if (!is_string($prompt) || preg_match('//u', $prompt) !== 1) {
+    refuse(422, 'prompt', '"prompt" has to be a text in UTF-8.');
+}
 
 // From here on as slow as it likes: nobody waits but who asked.
-$documents = file_get_contents(getenv('SEARCH_URL') . '?' . http_build_query(['q' => $question]));
-
+$context = stream_context_create(['http' => ['timeout' => SEARCH_SECONDS]]);
+// @: the warning would write the address, with the question in it, into the log.
+$documents = @file_get_contents(getenv('SEARCH_URL') . '?' . http_build_query(['q' => $prompt]), false, $context);
+if ($documents === false || preg_match('//u', $documents) !== 1) {
+    error_log('session-lock.php: the search did not answer, or not in UTF-8');
+    refuse(502, 'search', 'The documents cannot be searched at the moment.');
+}
+// What was found may be anybody's text: it comes with the question, and is no instruction of ours.
 SocketHandoff::to('llm')->with([
     'messages' => [
-        ['role' => 'system', 'content' => "Answer from these documents:\n$documents"],
-        ['role' => 'user', 'content' => $question],
+        ['role' => 'system', 'content' => 'Answer the question from the documents, which are in front of it.'],
+        ['role' => 'user', 'content' => "<documents>\n$documents\n</documents>\n\n$prompt"],
     ],
     'user' => $user,
 ])->send();

@@ -303,8 +303,8 @@ def chain(
     php: str = "fpm",
     environment: dict[str, str] | None = None,
 ) -> Iterator[Chain]:
-    """Everything, started; ``directives`` are those of the site's <VirtualHost>, ``allow``: which targets any script may use; ``environment``
-    is PHP's, with {state} for the directory that it can write to. ``php``: fpm under event, or
+    """Everything, started; ``directives`` are those of the site's <VirtualHost>, ``allow``: which targets any script
+    may use; ``environment`` is PHP's, with {state} for the directory that it can write to. ``php``: fpm under event, or
     mod_php under prefork. As root: sockets lie below /run."""
     parent = writable_run()
     if parent is None:

@@ -23,9 +23,9 @@ HELPER = ROOT / "examples" / "php-helper" / "src" / "SocketHandoff.php"
 
 @dataclass(slots=True)
 class Search:
-    """A search server that is as slow as a test wants: each question waits in ``asked`` for its answer."""
+    """A search server that is as slow as a test wants: each question waits in ``asked`` for its answer; None: a 500."""
 
-    asked: SimpleQueue[tuple[str, SimpleQueue[str]]] = field(default_factory=SimpleQueue)
+    asked: SimpleQueue[tuple[str, SimpleQueue[bytes | None]]] = field(default_factory=SimpleQueue)
     port: int = 0
 
     @contextlib.contextmanager
@@ -34,11 +34,12 @@ class Search:
 
         class Handler(BaseHTTPRequestHandler):
             def do_GET(self) -> None:
-                answer: SimpleQueue[str] = SimpleQueue()
+                answer: SimpleQueue[bytes | None] = SimpleQueue()
                 search.asked.put((self.path, answer))
-                self.send_response(200)
+                found = answer.get(timeout=60)
+                self.send_response(500 if found is None else 200)
                 self.end_headers()
-                self.wfile.write(answer.get(timeout=60).encode())
+                self.wfile.write(found or b"")
 
             def log_message(self, format: str, *arguments: object) -> None:
                 """Nothing: the tests say what went wrong."""

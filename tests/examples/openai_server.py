@@ -1,7 +1,7 @@
 """An OpenAI-compatible server in miniature that remembers what it was asked.
 
 It streams what such servers really send: a role without text, text with escapes and characters of four bytes, the calls
-of a tool, the reason for the end, and at last the usage, without a choice. A model called "status-N" is refused so.
+of a tool, the reason for the end, and at last the usage, without a choice. A question "status-N" is refused so.
 """
 
 from __future__ import annotations
@@ -45,8 +45,9 @@ class OpenAIServer:
             def do_POST(self) -> None:
                 body = json.loads(self.rfile.read(int(self.headers["Content-Length"])))
                 one.asked.append(body)
-                if body["model"].startswith("status-"):
-                    self.refuse(int(body["model"].removeprefix("status-")))
+                question = body["messages"][-1]["content"]
+                if isinstance(question, str) and question.startswith("status-"):
+                    self.refuse(int(question.removeprefix("status-")))
                     return
                 self.send_response(200)
                 self.send_header("Content-Type", "text/event-stream")
