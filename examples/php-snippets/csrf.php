@@ -18,15 +18,15 @@ function refuse(int $status, string $type, string $message): never
     exit(json_encode(['error' => ['type' => $type, 'message' => $message]]));
 }
 
-session_start(['cookie_httponly' => true, 'cookie_samesite' => 'Lax', 'use_strict_mode' => true]);
-$_SESSION['csrf'] ??= bin2hex(random_bytes(32));
-$token = $_SESSION['csrf'];
-$user = $_SESSION['user'] ?? null;
-session_write_close();
-
-if ($user === null) {
+// How the cookie is set is a matter of the login, which README.md has; who has none gets no session for knocking.
+if (!isset($_COOKIE[session_name()])) {
     refuse(401, 'not_logged_in', 'Sign in first.');
 }
+session_start(['use_strict_mode' => true]);
+$user = $_SESSION['user'] ?? refuse(401, 'not_logged_in', 'Sign in first.');
+$token = $_SESSION['csrf'] ??= bin2hex(random_bytes(32));
+session_write_close();
+
 if ($_SERVER['REQUEST_METHOD'] === 'GET') {
     header('Content-Type: application/json');
     header('Cache-Control: no-store');

@@ -11,6 +11,7 @@ import contextlib
 import http.client
 import json
 import os
+import re
 import shutil
 import signal
 import socket
@@ -393,6 +394,19 @@ def readme_apache(example: str) -> list[str]:
     """The blocks of Apache's configuration in the README of an example, in their order."""
     readme = (ROOT / "examples" / example / "README.md").read_text()
     return [part.split("```")[0] for part in readme.split("```apache\n")[1:]]
+
+
+def allowed(*scripts: str) -> str:
+    """Directives by which these scripts, and no others, may name the target ``llm``."""
+    names = "|".join(re.escape(name) for name in scripts)
+    return f'<FilesMatch "^({names})$">\n    SocketHandoffAllow llm\n</FilesMatch>\n'
+
+
+def snippets_wiring() -> str:
+    """What the README of examples/php-snippets tells to put into a site."""
+    target, of_the_site = readme_apache("php-snippets")
+    assert target.startswith("SocketHandoffTarget llm ")
+    return of_the_site
 
 
 def openai_api_wiring() -> str:

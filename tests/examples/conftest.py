@@ -14,11 +14,14 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from queue import SimpleQueue
 
 import pytest
-from chain import ROOT, Chain, Client, chain, complaints, openai_api_wiring
+from chain import ROOT, Chain, Client, allowed, chain, complaints, openai_api_wiring, snippets_wiring
 from openai_server import OpenAIServer
 
 SNIPPETS = ROOT / "examples" / "php-snippets"
 HELPER = ROOT / "examples" / "php-helper" / "src" / "SocketHandoff.php"
+
+SCRIPTS = ["send.php", "late.php", "readme.php", "framework.php", "stream.php", "expected.php"]
+"""Of the tests; stream.php is the reference application's, which has a README and tests of its own."""
 
 
 @dataclass(slots=True)
@@ -71,7 +74,9 @@ def site(search: Search, server: OpenAIServer) -> Iterator[Chain]:
     # What PHP finds in its environment; {state} is the directory that it can write to.
     environment = {"SEARCH_URL": f"http://127.0.0.1:{search.port}/", "API_TOKENS": "{state}/api-tokens.php"}
     php = os.environ.get("EXAMPLES_PHP", "fpm")
-    with chain(server.url, directives=openai_api_wiring(), balancer=True, php=php, environment=environment) as one:
+    # Nothing is allowed but what the READMEs say, and scripts that tests write.
+    directives = snippets_wiring() + openai_api_wiring() + allowed(*SCRIPTS)
+    with chain(server.url, directives=directives, allow="None", balancer=True, php=php, environment=environment) as one:
         one.install(HELPER, *sorted(SNIPPETS.glob("*.php")))
         yield one
 

@@ -23,11 +23,12 @@ from chromium import start_chromium
 T = TypeVar("T")
 JS = ROOT / "examples" / "js"
 APP = ROOT / "examples" / "php-app"
-# How long the answer is, once per frame that the browser draws.
+# How long the answer is, and what the page says of it, once per frame that the browser draws.
 WATCH_FRAMES = """
 window.frames = [];
 const look = () => {
-  window.frames.push([performance.now(), document.getElementById('answer').textContent.length]);
+  const [length, status] = ['answer', 'status'].map((id) => document.getElementById(id).textContent);
+  window.frames.push([performance.now(), length.length, status]);
   requestAnimationFrame(look);
 };
 requestAnimationFrame(look);
@@ -121,7 +122,9 @@ class Window:
         waiting.until(lambda _: site.httpd.busy_workers() == 0, "some of Apache's workers are busy with the streams")
 
     def assert_painted_as_it_came(self) -> None:
-        frames = [(at, length) for at, length in self.driver.execute_script("return window.frames")]
+        seen = self.driver.execute_script("return window.frames")
+        assert {status for _, length, status in seen if length > 0} == {"Answering", "Done"}
+        frames = [(at, length) for at, length, _ in seen]
         paints = [(at, after) for (_, before), (at, after) in pairwise(frames) if after > before]
         # On a machine with time for it there are a hundred; what comes at once is one.
         assert len(paints) >= 3, paints
@@ -141,8 +144,6 @@ def page(window: Window, request: pytest.FixtureRequest) -> Window:
 
 def test_an_answer_is_painted_as_it_arrives(page: Window) -> None:
     page.ask()
-    page.wait_for_text()
-    assert page.status == "Answering"
     page.wait_until("Done")
     page.assert_painted_as_it_came()
     assert len(page.answer) > 100
@@ -160,6 +161,47 @@ def test_stop_stops_at_once_and_another_question_is_answered(page: Window) -> No
     page.wait_for(lambda: page.answer != stopped, "the new answer")
     page.wait_until("Done")
     assert len(page.answer) > len(stopped)
+
+
+def test_a_second_question_ends_the_first_and_is_the_only_one_answered(page: Window, site: Chain) -> None:
+    site.install(HELPER)
+    (site.docroot / "expected.php").write_text(
+        "<?php require 'SocketHandoff.php';"
+        "SocketHandoff\\SocketHandoff::to('llm')->with(['prompt' => 'Why? And how?'])->send();"
+    )
+    expected = site.client().get("/expected.php").answer
+    page.ask("Why?")
+    page.wait_for_text(60)
+    page.ask(" And how?")
+    page.wait_for(lambda: "And how?" in page.answer, "the second answer")
+    page.wait_until("Done")
+    assert page.answer == expected
+
+
+def test_two_tabs_have_each_its_own_answer_after_a_reload(window: Window) -> None:
+    driver = window.driver
+    tabs = {}
+    for question in ("Which tyre?", "Which saddle?"):
+        driver.switch_to.new_window("tab")
+        tabs[driver.current_window_handle] = question
+        window.open("resume.html")
+        window.ask(question)
+        window.wait_for_text(60)
+    for tab, question in tabs.items():
+        driver.switch_to.window(tab)
+        driver.refresh()
+        window.wait_until("Done")
+        assert f"You asked: “{question}”" in window.answer
+
+
+def test_a_question_that_was_refused_is_not_asked_for_after_a_reload(window: Window) -> None:
+    window.open("resume.html")
+    window.driver.execute_cdp_cmd("Network.clearBrowserCookies", {})
+    window.ask()
+    window.wait_until("Failed: Sign in first.")
+    window.driver.refresh()
+    assert window.status == ""
+    window.driver.get_log("browser")  # type: ignore[no-untyped-call]  # which says that there was a 401
 
 
 @pytest.mark.parametrize("page", PAGES[:2], indirect=True)
@@ -180,7 +222,10 @@ def test_a_daemon_that_dies_in_the_middle_is_said_and_the_next_question_answered
 def kept_answer(window: Window) -> str:
     """The same answer from its first event, as the daemon has kept it."""
     kept = window.driver.execute_async_script(
-        "fetch('resume.php?after=0').then((reply) => reply.text()).then(arguments[arguments.length - 1])"
+        "const question = performance.getEntriesByType('resource').map((one) => new URL(one.name).searchParams)"
+        ".find((query) => query.has('question')).get('question');"
+        "fetch(`resume.php?question=${question}&after=0`)"
+        ".then((reply) => reply.text()).then(arguments[arguments.length - 1])"
     )
     events = [line[6:] for line in kept.split("\n") if line.startswith("data: ")]
     assert events[-1] == "[DONE]"

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import subprocess
 from pathlib import Path
 
@@ -24,13 +25,10 @@ def run(*command: str, cwd: Path) -> str:
 
 def test_composer_installs_it_without_a_network_and_loads_it(tmp_path: Path) -> None:
     run("composer", "validate", "--strict", "--no-check-version", str(PACKAGE / "composer.json"), cwd=tmp_path)
-    project = {
-        "repositories": [
-            {"type": "path", "url": str(PACKAGE), "options": {"symlink": False}},
-            {"packagist.org": False},
-        ],
-        "require": {"socket-handoff/helper": "*@dev"},
-    }
+    # As the README says it; and the network would be asked for nothing but what is not there.
+    shutil.copytree(PACKAGE, tmp_path / "lib" / "php-helper")
+    project = json.loads((PACKAGE / "README.md").read_text().split("```json\n")[1].split("```")[0])
+    project["repositories"].append({"packagist.org": False})
     (tmp_path / "composer.json").write_text(json.dumps(project))
     run("composer", "install", "--no-interaction", "--no-progress", cwd=tmp_path)
     code = "require 'vendor/autoload.php'; echo json_encode(SocketHandoff\\SocketHandoff::to('llm')->headers());"
@@ -100,6 +98,10 @@ def test_the_readmes_snippet_hands_off(site: Chain, client: Client) -> None:
     client.get("/enter.php", user="ada")
     form = {"Content-Type": "application/x-www-form-urlencoded"}
     assert client.ask("POST", "/readme.php", "prompt=Why", form).answer
+    assert client.get("/readme.php", prompt="Why").status == 405
+    assert client.ask("POST", "/readme.php", "prompt=Why", {**form, "Sec-Fetch-Site": "cross-site"}).status == 403
+    for body in ("", "prompt[]=Why", "prompt=%C0%80"):
+        assert client.ask("POST", "/readme.php", body, form).status == 422
 
 
 @pytest.mark.parametrize("length", [5, 50_000])

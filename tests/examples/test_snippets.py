@@ -6,6 +6,7 @@ import fcntl
 import hashlib
 import json
 import os
+import re
 import shutil
 import threading
 import uuid
@@ -217,9 +218,22 @@ def test_nobody_else_may_ask_in_the_users_name(site: Chain, ada: Client) -> None
         assert ask(ada, "/csrf.php", X_CSRF_Token=token, Sec_Fetch_Site=site_of).error == "cross_site"
 
 
-def test_the_cookie_is_none_that_scripts_or_other_sites_forms_have(site: Chain) -> None:
-    header = site.client().ask("GET", "/csrf.php").headers["set-cookie"]
-    assert "HttpOnly" in header and "SameSite=Lax" in header
+def test_who_has_no_session_gets_none_for_knocking(site: Chain) -> None:
+    before = set(site.state.iterdir())
+    assert "set-cookie" not in site.client().get("/csrf.php").headers
+    assert set(site.state.iterdir()) == before
+
+
+def test_the_readmes_login_ends_in_a_session_that_the_snippets_know(site: Chain) -> None:
+    (login,) = re.findall(r"^```php\n(.*?)^```", (SNIPPETS / "README.md").read_text(), re.MULTILINE | re.DOTALL)
+    (site.docroot / "login.php").write_text(login)
+    client = site.client()
+    cookie = client.get("/login.php").headers["set-cookie"].split(", ")[-1]
+    assert "HttpOnly" in cookie and "SameSite=Lax" in cookie and "secure" not in cookie.lower()
+    assert right_question(client, "csrf.php").answer
+    before = dict(client.cookies)
+    client.get("/login.php")
+    assert client.cookies != before, "the id from before the login is worth nothing"
 
 
 # A limit per user -----------------------------------------------------------------------------------------------------
