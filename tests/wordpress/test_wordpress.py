@@ -106,7 +106,12 @@ $table_prefix = 'wp_';
 require_once ABSPATH . 'wp-settings.php';
 """.replace("$table_prefix", "defined('ABSPATH') || define('ABSPATH', __DIR__ . '/');\n$table_prefix")
         )
-        form = {"weblog_title": "Bicycles", "user_name": "ada", "admin_email": "ada@example.org", "pw_weak": "on"}
+        form = {
+            "weblog_title": "Bicycles & 'more'",
+            "user_name": "ada",
+            "admin_email": "ada@example.org",
+            "pw_weak": "on",
+        }
         form |= {"admin_password": PASSWORD, "admin_password2": PASSWORD, "blog_public": "0", "Submit": "Install"}
         installed = one.client().ask("POST", "/wp-admin/install.php?step=2", urlencode(form), FORM)
         assert "Success!" in installed.text, installed.text[-3000:]
@@ -189,7 +194,7 @@ def nonce(client: Client, page: str) -> str:
     return found[1]
 
 
-def ask(client: Client, token: str, prompt: str = "Which tyre?", *, at: str = "") -> Reply:
+def ask(client: Client, token: str, prompt: str | bytes = "Which tyre?", *, at: str = "") -> Reply:
     body = urlencode({"action": "handoff_ask", "_ajax_nonce": token, "prompt": prompt})
     return client.ask("POST", f"/wp-admin/admin-ajax.php{at}", body, FORM)
 
@@ -226,11 +231,34 @@ def test_a_question_reaches_the_daemon_as_it_was_typed(site: Chain, cookies: dic
     data = ask(client, nonce(client, page), question, at="/echo").data
     assert data == {
         "messages": [
-            {"role": "system", "content": 'You answer questions of readers of the site "Bicycles".'},
+            {"role": "system", "content": "You answer questions of readers of the site \"Bicycles & 'more'\"."},
             {"role": "user", "content": question},
         ],
         "user": "ada",
     }
+
+
+def test_a_second_question_ends_the_first_and_is_the_only_one_answered(reader: Reader, page: str) -> None:
+    reader.driver.get(f"{reader.base}{page}")
+    reader.driver.find_element(By.NAME, "prompt").send_keys("Why?" + Keys.ENTER)
+    reader.wait_for("return document.querySelector('.answer').textContent.length > 60")
+    reader.driver.find_element(By.NAME, "prompt").send_keys(" And how?" + Keys.ENTER)
+    reader.wait_for("return document.querySelector('.answer').textContent.includes('And how?')")
+    reader.wait_for("return document.querySelector('[role=status]').textContent === ''")
+    answer = reader.driver.find_element(By.CLASS_NAME, "answer").text
+    assert answer.count("Hello!") == answer.count("Configure a backend of type “openai”") == 1
+
+
+def test_a_reader_whose_session_has_ended_is_told_to_log_in(reader: Reader, page: str) -> None:
+    reader.driver.get(f"{reader.base}{page}")
+    kept = reader.driver.get_cookies()
+    reader.driver.delete_all_cookies()
+    try:
+        reader.driver.find_element(By.NAME, "prompt").send_keys("Why?" + Keys.ENTER)
+        reader.wait_for("return document.querySelector('[role=status]').textContent === 'Log in again.'")
+    finally:
+        for cookie in kept:
+            reader.driver.add_cookie(cookie)
 
 
 def test_who_is_not_logged_in_sees_no_form_and_is_not_answered(site: Chain, page: str) -> None:
@@ -246,8 +274,10 @@ def test_a_wrong_nonce_is_refused(site: Chain, cookies: dict[str, str], page: st
         assert (refused.status, json.loads(refused.text)["error"]["type"]) == (403, "nonce")
 
 
-@pytest.mark.parametrize("prompt", ["", "  ", "x" * 20_001])
-def test_no_question_or_too_long_a_one_is_refused(site: Chain, cookies: dict[str, str], page: str, prompt: str) -> None:
+@pytest.mark.parametrize("prompt", ["", "  ", "x" * 20_001, b"\xff", b"\xc0\x80"])
+def test_what_is_no_question_or_too_long_a_one_is_refused(
+    site: Chain, cookies: dict[str, str], page: str, prompt: str | bytes
+) -> None:
     client = Client(site.port, cookies)
     refused = ask(client, nonce(client, page), prompt)
     assert (refused.status, json.loads(refused.text)["error"]["type"]) == (422, "prompt")
