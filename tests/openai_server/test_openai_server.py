@@ -102,10 +102,13 @@ def llama(tmp_path_factory: pytest.TempPathFactory) -> Iterator[LlamaServer]:
 def site(llama: LlamaServer) -> Iterator[Chain]:
     url, tokens = f"http://127.0.0.1:{llama.port}/v1", {"API_TOKENS": "{state}/api-tokens.php"}
     with chain(url, directives=openai_api_wiring(), environment=tokens) as one:
-        one.install(
-            ROOT / "examples" / "openai-api" / "chat-completions.php",
-            ROOT / "examples" / "php-helper" / "src" / "SocketHandoff.php",
-        )
+        one.install(ROOT / "examples" / "php-helper" / "src" / "SocketHandoff.php")
+        endpoint = (ROOT / "examples" / "openai-api" / "chat-completions.php").read_text()
+        # What an operator decides: which models, and how long an answer may get. Here one has to last.
+        for given, wanted in (("['gpt-4o-mini']", "['nonsense']"), ("TOKENS_MAX = 4096", "TOKENS_MAX = 100000000")):
+            assert endpoint.count(given) == 1
+            endpoint = endpoint.replace(given, wanted)
+        (one.docroot / "chat-completions.php").write_text(endpoint)
         digest = hashlib.sha256(TOKEN.encode()).hexdigest()
         (one.state / "api-tokens.php").write_text(f"<?php return ['{digest}' => 'ada'];")
         one.install(under="normalised")
