@@ -37,8 +37,10 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
     config.hook.pytest_deselected(items=left_out)
     items[:] = [item for item in items if item not in left_out]
     for item in items:
-        # Where a scenario runs its hosts beside each other (dist: loadgroup), each keeps its tests in their order.
-        item.add_marker(pytest.mark.xdist_group(item.callspec.params["_testinfra_host"]))  # type: ignore[attr-defined]
+        # Where a scenario runs its hosts beside each other (dist: loadgroup), each keeps its tests in their order. Some
+        # tests are about all hosts of a scenario.
+        if host := getattr(item, "callspec", None) and item.callspec.params.get("_testinfra_host"):  # type: ignore[attr-defined]
+            item.add_marker(pytest.mark.xdist_group(host))
 
 
 @pytest.fixture(scope="module")
