@@ -29,18 +29,11 @@ ELSEWHERE = {
 ONCE = "test_a_configuration_that_prometheus_refuses_never_gets_there_and_a_good_one_needs_no_restart[ssh://default13]"
 
 
-# Before xdist reads the groups.
-@pytest.hookimpl(tryfirst=True)
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
     elsewhere = ELSEWHERE.get(os.environ.get("MOLECULE_SCENARIO_NAME", ""), set())
     left_out = [item for item in items if item.path.stem in elsewhere or item.name == ONCE]
     config.hook.pytest_deselected(items=left_out)
     items[:] = [item for item in items if item not in left_out]
-    for item in items:
-        # Where a scenario runs its hosts beside each other (dist: loadgroup), each keeps its tests in their order. Some
-        # tests are about all hosts of a scenario.
-        if host := getattr(item, "callspec", None) and item.callspec.params.get("_testinfra_host"):  # type: ignore[attr-defined]
-            item.add_marker(pytest.mark.xdist_group(host))
 
 
 @pytest.fixture(scope="module")
