@@ -34,8 +34,8 @@ VARIABLES = {
     "streaming_daemon_extra_config": {
         "server": {"max_duration": 600},
         "limits": {"streams_per_user": 500},
-        "backends": {"program": {"type": "exec", "command": ["/usr/bin/cat"]}},
-        "routes": [{"path": "/stream.php/program", "backend": "program"}],
+        "backends": {"prepared": {"type": "demo", "tokens_per_second": 1000}},
+        "routes": [{"path": "/stream.php/prepared", "backend": "prepared"}],
     },
 }
 STANDIN = Path(__file__).with_name("openai_standin.py")
@@ -115,9 +115,8 @@ def test_answers_come_from_the_configured_server(
         text = assert_complete(Connection(session.address, request).read_to_end(), 4)
         assert text == f"chain-model was asked: {long} \U0001f600", (len(text), text[:100], text[-100:])
 
-        by_program = session.request("GET", "/stream.php/program?" + urlencode({"prompt": "By a program?"}))
-        asked = json.loads(assert_complete(Connection(session.address, by_program).read_to_end(), 1))
-        assert (asked["prompt"], asked["user"]) == ("By a program?", "demo")
+        prepared = session.request("GET", "/stream.php/prepared?" + urlencode({"prompt": "By route?", "tokens": 30}))
+        assert "By route?" in assert_complete(Connection(session.address, prepared).read_to_end(), 30)
 
         assert KEY not in applied.stdout + applied.stderr
         assert PASSWORD not in applied.stdout + applied.stderr

@@ -11,6 +11,8 @@ from typing import Any
 import pytest
 import yaml
 from ansible.errors import AnsibleFilterError
+from ansible.parsing.dataloader import DataLoader
+from ansible.template import Templar, trust_as_template
 from ansible_collections.socket_handoff.fleet.plugins.filter.toml import to_toml
 from ansible_collections.socket_handoff.fleet.plugins.lookup import daemon_config
 from generate_readme import ROOT
@@ -72,3 +74,19 @@ def test_the_example_of_the_page_is_taken_and_one_slip_in_it_is_not(tmp_path: Pa
     answers = refusals(ASSERT.format(role="streaming_daemon"), {"right": right, "wrong": wrong}, tmp_path)
     assert answers["right"] is None
     assert "server.max_duration = 700000: allowed is a number from 0 to 604800" in repr(answers["wrong"])
+
+
+@pytest.mark.parametrize("runs_programs", [False, True])
+def test_the_unit_permits_what_ties_a_program_to_its_worker_only_where_there_is_one(runs_programs: bool) -> None:
+    program = {"backends": {"program": {"type": "exec", "command": ["/usr/bin/cat"]}}}
+    role = ROOT / "roles/streaming_daemon"
+    names = ("extra_named", "extra_backends", "runs_programs")
+    every = yaml.safe_load((role / "vars/main.yml").read_text())
+    computed = {f"__streaming_daemon_{name}": trust_as_template(every[f"__streaming_daemon_{name}"]) for name in names}
+    variables = yaml.safe_load((role / "defaults/main.yml").read_text()) | computed
+    variables |= {f"__streaming_daemon_{name}": False for name in ("confines", "encrypts", "network")}
+    variables |= {"ansible_managed": "x", "__streaming_daemon_nofile": 1}
+    variables |= {"streaming_daemon_extra_config": program if runs_programs else {}}
+    text = (ROOT / "templates/etc/systemd/system/streaming-daemon.service.j2").read_text()
+    unit = Templar(loader=DataLoader(), variables=variables).template(trust_as_template(text))
+    assert ("\nSystemCallFilter=capset\n" in unit) == runs_programs
