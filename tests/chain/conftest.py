@@ -20,7 +20,7 @@ PASSWORD = "chain-test-password"
 # What a scenario has no hosts for, or another one tries: the daemon knows nothing of MPMs. pytest's --ignore would not
 # do: molecule names every file.
 ELSEWHERE = {
-    "default": {"test_build_host"},
+    "default": {"test_build_host", "test_programs"},
     "prefork": {"test_load_balancer", "test_monitoring", "test_openai"},
 }
 
