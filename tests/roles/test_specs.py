@@ -270,10 +270,27 @@ def test_options_and_defaults_of_the_daemon_are_the_daemons_own(monkeypatch):
     defaults = yaml.safe_load((ROOT / "roles/streaming_daemon/defaults/main.yml").read_text())
     template = (ROOT / "templates/etc/streaming-daemon/config.toml.j2").read_text()
     for table, kind in (("server", config.ServerConfig), ("listen", config.ListenConfig)):
-        keys = re.findall(r"^(\w+) = ", template.split(f"[{table}]\n")[1].split("\n[")[0], re.M)
-        assert keys
-        for key in keys:
+        for key in keys_in(template, table):
             assert defaults[f"streaming_daemon_{key}"] == getattr(kind(), key), key
+
+
+def keys_in(template: str, table: str) -> list[str]:
+    """The keys that config.toml.j2 writes into a table."""
+    keys = re.findall(r"^(\w+) = ", template.split(f"[{table}]\n")[1].split("\n[")[0].split("\n{%")[0], re.M)
+    assert keys
+    return keys
+
+
+def test_what_the_daemons_configuration_has_from_variables_is_refused_as_further_configuration():
+    template = (ROOT / "templates/etc/streaming-daemon/config.toml.j2").read_text()
+    written = yaml.safe_load((ROOT / "roles/streaming_daemon/vars/main.yml").read_text())[
+        "__streaming_daemon_written_keys"
+    ]
+    tables = re.findall(r"^\[(\w+)\]$", template, re.M)
+    assert {table: list(keys) for table, keys in written.items()} == {t: keys_in(template, t) for t in tables}
+    assert f"set written = {[*tables, 'backends']}" in template
+    options = spec_of("streaming_daemon")["main"]["options"]
+    assert {variable for keys in written.values() for variable in keys.values()} <= options.keys()
 
 
 @pytest.mark.parametrize("role", ROLES)
