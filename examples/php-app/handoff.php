@@ -17,19 +17,25 @@ const HANDOFF_DATA_MAX = 8388608;
 /**
  * Sets the headers that mod_socket_handoff acts on and ends the request.
  *
+ * What the data is, and a user typed, is in no exception: its trace ends in a log where zend.exception_ignore_args is off.
+ *
  * @param string               $target name of the daemon as Apache knows it, or the path of its socket
  * @param array<string, mixed> $data   what the daemon has to know; strings are UTF-8
- * @throws JsonException   if $data is not UTF-8
+ * @throws JsonException   if $data is not UTF-8, or otherwise cannot be written as JSON
  * @throws LengthException if $data is larger than HANDOFF_DATA_MAX
  * @throws LogicException  if output was sent before, so that headers can no longer be set
  */
-function handoff(string $target, array $data): never
+function handoff(string $target, #[SensitiveParameter] array $data): never
 {
     // Without JSON_UNESCAPED_UNICODE every character beyond ASCII becomes \uXXXX and every control byte is escaped,
     // so the text is a legal header value whatever the user typed. DEL is the one exception that json_encode leaves.
     // An object also where there is no data: the daemon does not take [] for it.
-    $flags = JSON_UNESCAPED_SLASHES | JSON_PRESERVE_ZERO_FRACTION | JSON_THROW_ON_ERROR;
-    $how = 'X-Handoff-Data: ' . str_replace("\x7f", '\u007f', json_encode((object) $data, $flags));
+    $flags = JSON_UNESCAPED_SLASHES | JSON_PRESERVE_ZERO_FRACTION;
+    $line = json_encode((object) $data, $flags);
+    if ($line === false) { // not JSON_THROW_ON_ERROR, whose exception would have the data in its trace
+        throw new JsonException('the data is no JSON: ' . json_last_error_msg(), json_last_error());
+    }
+    $how = 'X-Handoff-Data: ' . str_replace("\x7f", '\u007f', $line);
     $body = '';
     if (strlen($how) > HANDOFF_LINE_MAX) {
         $how = 'X-Handoff-Data-From: response-body';

@@ -39,6 +39,19 @@ def test_handoff_refuses_what_would_not_arrive(code: str, error: str) -> None:
     assert error in result.stdout, result
 
 
+@pytest.mark.parametrize(
+    "data", ["'my secret' . \"\\xff\"", "str_repeat('my secret', 1000000)"], ids=["bytes", "too much"]
+)
+def test_what_a_user_typed_is_in_no_error_and_no_trace(data: str) -> None:
+    # As a developer's php.ini has it: then a trace has the arguments of every call.
+    code = f"ini_set('zend.exception_ignore_args', '0'); $data = {data}; $e = null;"
+    code += "try { handoff('llm', ['prompt' => $data]); } catch (Exception $e) { }"
+    code += "do { echo $e->getMessage(), print_r($e->getTrace(), true); } while ($e = $e->getPrevious());"
+    said = run_php(code).stdout
+    assert "[function] => handoff" in said and "SensitiveParameterValue" in said, said[:3000]
+    assert "secret" not in said, said[:3000]
+
+
 def test_handoff_ends_the_request() -> None:
     assert run_php("handoff('/run/x', ['a' => 1]); echo 'not reached';").stdout == ""
     large = run_php("handoff('/run/x', ['a' => str_repeat('x', 7000)]); echo 'not reached';").stdout
