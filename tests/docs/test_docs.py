@@ -15,7 +15,7 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -75,8 +75,13 @@ def test_directive_tables_name_exactly_the_modules_directives(document: Path) ->
     assert table == module_directives()
 
 
-def test_readmes_php_snippet_sets_the_two_headers_and_nothing_else(tmp_path: Path) -> None:
-    """README's snippet, run by PHP itself for a user who is logged in and for one who is not."""
+AskPhp = Callable[[bytes, str], tuple[dict[str, str], str]]
+
+
+@pytest.fixture
+def readmes_php(tmp_path: Path) -> AskPhp:
+    """Ask README's snippet, run by PHP itself, with the body of a form and a cookie: its headers and body. The cookie
+    PHPSESSID=docs is that of a user who is logged in."""
     php = shutil.which("php-cgi")
     assert php, "php-cgi is missing: apt install php-cgi"
     (snippet,) = code_blocks(README, "php")
@@ -84,8 +89,10 @@ def test_readmes_php_snippet_sets_the_two_headers_and_nothing_else(tmp_path: Pat
     page.write_text(snippet)
     login = tmp_path / "login.php"
     login.write_text("<?php session_id('docs'); session_start(); $_SESSION['user'] = 'ada';")
-    for cookie, expected in (("", None), ("PHPSESSID=docs", "llm")):
-        body = b"prompt=Hello+%22world%22%0AX-Evil%3A+1"
+    options = ["-d", f"session.save_path={tmp_path}"]
+    subprocess.run(["php", *options, str(login)], env={"HOME": str(tmp_path)}, check=True, capture_output=True)
+
+    def ask(body: bytes, cookie: str) -> tuple[dict[str, str], str]:
         environment = {
             "REDIRECT_STATUS": "1",
             "GATEWAY_INTERFACE": "CGI/1.1",
@@ -95,18 +102,34 @@ def test_readmes_php_snippet_sets_the_two_headers_and_nothing_else(tmp_path: Pat
             "CONTENT_LENGTH": str(len(body)),
             "HTTP_COOKIE": cookie,
         }
-        options = ["-d", f"session.save_path={tmp_path}"]
-        subprocess.run(["php", *options, str(login)], env={"HOME": str(tmp_path)}, check=True, capture_output=True)
         output = subprocess.run([php, *options], input=body, env=environment, capture_output=True, check=True).stdout
         head, _, rest = output.decode().partition("\r\n\r\n")
-        headers = dict(line.split(": ", 1) for line in head.split("\r\n"))
-        assert headers.get("X-Socket-Handoff") == expected, output
-        assert rest == "", output
-        if expected:
-            assert headers["X-Handoff-Data"] == '{"prompt":"Hello \\"world\\"\\nX-Evil: 1","user":"ada"}'
-            assert "X-Evil" not in headers
-        else:
-            assert headers["Status"].startswith("401"), output
+        return dict(line.split(": ", 1) for line in head.split("\r\n")), rest
+
+    return ask
+
+
+def test_readmes_php_snippet_sets_the_two_headers_and_nothing_else(readmes_php: AskPhp) -> None:
+    question = b"prompt=Hello+%22world%22%0AX-Evil%3A+1"
+    headers, body = readmes_php(question, "PHPSESSID=docs")
+    assert headers["X-Socket-Handoff"] == "llm"
+    assert headers["X-Handoff-Data"] == '{"prompt":"Hello \\"world\\"\\nX-Evil: 1","user":"ada"}'
+    assert "X-Evil" not in headers
+    assert body == ""
+    headers, body = readmes_php(question, "")
+    assert headers["Status"].startswith("401") and "X-Socket-Handoff" not in headers
+    assert body == ""
+
+
+@pytest.mark.parametrize("body", [b"", b"prompt[]=x", b"prompt=%C0%80", b"prompt=" + b"x" * 1001])
+def test_readmes_php_snippet_hands_off_nothing_that_is_no_question(readmes_php: AskPhp, body: bytes) -> None:
+    headers, _ = readmes_php(body, "PHPSESSID=docs")
+    assert headers.get("Status", "200 OK").startswith("422") and "X-Socket-Handoff" not in headers
+
+
+def test_readmes_longest_question_is_a_line_that_apache_takes(readmes_php: AskPhp) -> None:
+    headers, _ = readmes_php(b"prompt=" + b"%01" * 1000, "PHPSESSID=docs")
+    assert 6000 < len(headers["X-Handoff-Data"]) < 8000, "mod_proxy_fcgi reads a line of headers into 8192 bytes"
 
 
 PLAIN, ENVELOPE = code_blocks(ROOT / "docs" / "wire-protocol.md", "python")

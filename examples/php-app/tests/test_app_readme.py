@@ -9,7 +9,7 @@ import subprocess
 from pathlib import Path
 
 import pytest
-from php_server import APP, PASSWORD, StartServer
+from php_server import APP, PASSWORD, Client, StartServer
 
 README = (APP / "README.md").read_text()
 
@@ -72,15 +72,46 @@ def test_handoff_releases_the_session_lock_of_whoever_forgot(tmp_path: Path) -> 
     assert result.stdout == "released", result
 
 
-def test_the_php_snippet_hands_off(start_server: StartServer, tmp_path: Path) -> None:
+@pytest.fixture
+def ask_php(start_server: StartServer, tmp_path: Path) -> Client:
+    """A browser for the README's endpoint, as /ask.php; signed in by /enter.php."""
     shutil.copy(APP / "handoff.php", tmp_path)
     (tmp_path / "ask.php").write_text(snippet("php"))
     (tmp_path / "enter.php").write_text("<?php session_start(); $_SESSION['user'] = 'ada';")
-    client = start_server(root=tmp_path).client()
-    refused = client.request("POST", "/ask.php", {"prompt": "hello"})
+    return start_server(root=tmp_path).client()
+
+
+def test_the_php_snippet_hands_off(ask_php: Client) -> None:
+    refused = ask_php.request("POST", "/ask.php", {"prompt": "hello"})
     assert (refused.status, refused.header("X-Socket-Handoff")) == (401, None)
-    client.get("/enter.php")
-    assert client.request("POST", "/ask.php", {"prompt": "hello"}).handoff == {"prompt": "hello", "user": "ada"}
+    ask_php.get("/enter.php")
+    assert ask_php.request("POST", "/ask.php", {"prompt": "hello"}).handoff == {"prompt": "hello", "user": "ada"}
+    whole = ask_php.request("POST", "/ask.php", {"prompt": "x" * 20_000})
+    assert (whole.status, whole.header("X-Handoff-Data-From")) == (200, "response-body")
+
+
+@pytest.mark.parametrize(
+    ("body", "headers", "status"),
+    [
+        (b"", {}, 422),
+        (b"prompt[]=hello", {}, 422),
+        (b"prompt=%C0%80", {}, 422),
+        (b"prompt=" + b"x" * 20_001, {}, 422),
+        (b"prompt=hello", {"Sec-Fetch-Site": "cross-site"}, 403),
+    ],
+)
+def test_the_php_snippet_refuses_what_no_page_of_its_own_would_send(
+    ask_php: Client, body: bytes, headers: dict[str, str], status: int
+) -> None:
+    ask_php.get("/enter.php")
+    form = {"Content-Type": "application/x-www-form-urlencoded"}
+    refused = ask_php.request("POST", "/ask.php", body, {**form, **headers})
+    assert (refused.status, refused.header("X-Socket-Handoff")) == (status, None)
+
+
+def test_the_php_snippet_answers_no_link(ask_php: Client) -> None:
+    ask_php.get("/enter.php")
+    assert ask_php.get("/ask.php?prompt=hello").status == 405
 
 
 def test_the_shell_snippet_logs_in_and_asks(start_server: StartServer, tmp_path: Path) -> None:
