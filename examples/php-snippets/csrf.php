@@ -11,6 +11,8 @@ use SocketHandoff\SocketHandoff;
 
 require __DIR__ . '/SocketHandoff.php'; // examples/php-helper, or Composer's autoload.php
 
+const PROMPT_MAX = 20000; // bytes: more is nobody's question, and paid for
+
 function refuse(int $status, string $type, string $message): never
 {
     http_response_code($status);
@@ -41,7 +43,7 @@ if (!hash_equals($token, $_SERVER['HTTP_X_CSRF_TOKEN'] ?? '')) {
     refuse(403, 'csrf', 'The header X-CSRF-Token is missing or out of date. Reload the page.');
 }
 $prompt = $_POST['prompt'] ?? null; // prompt[]=x is a list, and a byte that is no UTF-8 could not be handed on
-if (!is_string($prompt) || preg_match('//u', $prompt) !== 1) {
-    refuse(422, 'prompt', '"prompt" has to be a text in UTF-8.');
+if (!is_string($prompt) || strlen($prompt) > PROMPT_MAX || preg_match('//u', $prompt) !== 1) {
+    refuse(422, 'prompt', '"prompt" has to be a text in UTF-8 of at most ' . PROMPT_MAX . ' bytes.');
 }
 SocketHandoff::to('llm')->with(['prompt' => $prompt, 'user' => $user])->send();

@@ -14,6 +14,7 @@ require __DIR__ . '/SocketHandoff.php'; // examples/php-helper, or Composer's au
 
 const QUESTIONS = 3;
 const SECONDS = 60;
+const PROMPT_MAX = 20000; // bytes: more is nobody's question, and paid for
 
 function refuse(int $status, string $type, string $message): never
 {
@@ -54,8 +55,8 @@ if (($_SERVER['HTTP_SEC_FETCH_SITE'] ?? 'same-origin') !== 'same-origin') {
     refuse(403, 'cross_site', 'Requests from other sites are not answered.');
 }
 $prompt = $_POST['prompt'] ?? null; // prompt[]=x is a list, and a byte that is no UTF-8 could not be handed on
-if (!is_string($prompt) || preg_match('//u', $prompt) !== 1) {
-    refuse(422, 'prompt', '"prompt" has to be a text in UTF-8.');
+if (!is_string($prompt) || strlen($prompt) > PROMPT_MAX || preg_match('//u', $prompt) !== 1) {
+    refuse(422, 'prompt', '"prompt" has to be a text in UTF-8 of at most ' . PROMPT_MAX . ' bytes.');
 }
 // Only now, so that no other page can use up what the user may ask.
 $wait = seconds_to_wait($user, time());

@@ -15,6 +15,8 @@ use SocketHandoff\SocketHandoff;
 
 require __DIR__ . '/SocketHandoff.php'; // examples/php-helper, or Composer's autoload.php
 
+const PROMPT_MAX = 20000; // bytes: more is nobody's question, and paid for
+
 function refuse(int $status, string $type, string $message): never
 {
     http_response_code($status);
@@ -43,8 +45,8 @@ $answer = hash_hmac('sha256', $question, $secret);
 
 if ($asks) {
     $prompt = $_POST['prompt'] ?? null; // prompt[]=x is a list, and a byte that is no UTF-8 could not be handed on
-    if (!is_string($prompt) || preg_match('//u', $prompt) !== 1) {
-        refuse(422, 'prompt', '"prompt" has to be a text in UTF-8.');
+    if (!is_string($prompt) || strlen($prompt) > PROMPT_MAX || preg_match('//u', $prompt) !== 1) {
+        refuse(422, 'prompt', '"prompt" has to be a text in UTF-8 of at most ' . PROMPT_MAX . ' bytes.');
     }
     SocketHandoff::to('llm')->with([
         'prompt' => $prompt,
