@@ -22,6 +22,8 @@ MAX_ID = 128
 # Numbers of events are counted from 1. What a double holds exactly, since JavaScript passes them on.
 MAX_EVENT_NUMBER = 2**53 - 1
 _RESUME_ID = re.compile(r"[A-Za-z0-9._~-]{16,128}")
+# Members that say which answer is meant and for whom; anything else may be a question to some backend.
+_ONLY_CONTINUES = frozenset({"resume", "user", "user_id", "request_id"})
 
 
 class HandoffError(ValueError):
@@ -83,6 +85,12 @@ class Handoff:
         if not self.prompt:
             raise HandoffError("prompt", "", "is missing: this backend needs prompt (a string) or messages (an array)")
         return [{"role": "user", "content": self.prompt}]
+
+    @property
+    def asks_nothing(self) -> bool:
+        """Only names an answer, the event behind which it is wanted, and who wants it: none begins by that."""
+        members = {name for name, value in self.members.items() if value is not None}
+        return self.resume is not None and self.resume.after is not None and members <= _ONLY_CONTINUES
 
     def question(self) -> str:
         """The text of the last thing the user said, empty where there is none."""

@@ -162,6 +162,8 @@ class Session(Client):
             if self._method == "HEAD" and not self._raw:
                 # What a GET would begin with, and no backend is asked for it.
                 self._finish(self._take_head(), "done")
+            elif self._streams.answers is None and handoff.asks_nothing and not self._raw:
+                self._missed("no answers are kept (resume.buffer = 0)")
             elif handoff.resume is None or self._streams.answers is None or self._raw:
                 self._start(Attempts(candidates, handoff, request))
             elif not self._continue(handoff, request, passed_on, message, fds):
@@ -250,7 +252,7 @@ class Session(Client):
         elif passed is Passed.BUSY:
             sorry = "The answer cannot be continued at the moment; try again."
             self._answer_with(503, "overloaded", "overloaded", sorry, str(RETRY_AFTER))
-        elif after or passed_on:
+        elif after or passed_on or handoff.asks_nothing:
             self._missed(f"no answer of that name for event {after + 1}")
         else:
             return False

@@ -98,6 +98,18 @@ def test_without_an_event_the_answer_is_given_from_its_beginning(demo: Daemon) -
     assert contents(demo.ask(message(resumable(40, 100, name=name)))) == whole(demo, 40)
 
 
+@pytest.mark.parametrize("config", ["", "[resume]\nbuffer = 0"], ids=["kept", "turned off"])
+def test_who_wants_the_rest_and_asks_nothing_begins_no_answer(make_daemon: MakeDaemon, config: str) -> None:
+    fast = '[backends.demo]\ntype = "demo"\ntokens_per_second = 10000\n'
+    daemon = make_daemon(fast + config).start()
+    only = {"user": "ada", "user_id": 7, "request_id": "r", "prompt": None, "resume": {"id": ID, "after": 0}}
+    response = daemon.ask(message(only))
+    assert (response.status, json.loads(response.body)["error"]["type"]) == (410, "resume_expired")
+    # A question is one whatever it is called, and so is a name without an event.
+    for asked in ({**only, "query": "of a program"}, {**only, "resume": {"id": ID[::-1]}}):
+        assert b"data: [DONE]\n" in daemon.ask(message(asked)).body
+
+
 def test_the_backend_goes_on_while_the_client_is_away(make_llm: MakeLLM, make_daemon: MakeDaemon) -> None:
     produced: list[bool] = []
 

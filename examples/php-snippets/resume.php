@@ -7,7 +7,7 @@
  * its events, keeps them, and goes on with the model while nobody listens (`[resume]` in its configuration: a minute).
  * GET continues the answer to ?question=, behind the event that the browser has: EventSource says which in Last-Event-ID
  * when it reconnects, and a page that was reloaded says it as ?after=, or 0 for all of it from the beginning. An answer
- * that is over and seen to its end is a 204.
+ * that is over and seen to its end is a 204, one that the daemon has forgotten a 410.
  */
 declare(strict_types=1);
 

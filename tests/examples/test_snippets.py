@@ -393,6 +393,13 @@ def test_another_user_has_no_answer_to_go_on_with(site: Chain, ada: Client, tab:
     assert eve.get("/resume.php", question=tab, after="1").status == 410, "of her session it has another name"
 
 
+@pytest.mark.parametrize("after", ["0", "7"])
+def test_an_answer_that_the_daemon_has_forgotten_is_gone_and_none_is_begun(ada: Client, tab: str, after: str) -> None:
+    begin(ada, str(uuid.uuid4()), 1)  # so that the session has answers
+    reply = ada.get("/resume.php", question=tab, after=after)
+    assert (reply.status, reply.error) == (410, "resume_expired")
+
+
 @pytest.mark.parametrize("after", ["-1", "x", "1e3", "12345678901"])
 def test_what_is_no_number_of_an_event_is_refused(ada: Client, tab: str, after: str) -> None:
     begin(ada, tab, 1)
