@@ -28,7 +28,7 @@ export async function* resuming(open, { signal, attempts = 5, pause = 500 } = {}
         if (event.data === '[DONE]' || event.event === 'error') return; // complete, or given up by the daemon
       }
     } catch (error) {
-      const passes = ['network', 'interrupted'].includes(error.kind) || error.status === 503;
+      const passes = ['network', 'interrupted'].includes(error?.kind) || error?.status === 503;
       if (!passes || after === '' || failures >= attempts) throw error;
       problem = error;
     }

@@ -87,6 +87,15 @@ describe('resuming', () => {
     await collect(resuming(playing([[piece('1')], busy], [[done('2')]]).open));
     assert.deepEqual(waits, [500, 1000, 2000, 1234, 1234, 7000]);
   });
+  it('throws the reason to abort, whatever it is, also while it reads', async () => {
+    for (const reason of [null, 0, 'enough']) {
+      const open = async function* () {
+        yield piece('1');
+        throw reason;
+      };
+      await assert.rejects(collect(resuming(open, { pause: 1 })), (thrown) => thrown === reason);
+    }
+  });
   it('stops waiting when it is aborted, and throws the reason', async () => {
     const controller = new AbortController();
     const { asked, open } = playing([[piece('1')], broken()]);
