@@ -207,7 +207,9 @@ final class SocketHandoff
     private static function checkText(string $name, #[SensitiveParameter] mixed $value): void
     {
         if (is_string($value) && preg_match('//u', $value) !== 1) {
-            throw new InvalidArgumentException("$name is not valid UTF-8");
+            // A name inside may come from outside as well (messages[0][…] of a form), and must stay within its line of a log.
+            $printable = preg_replace('/[^\x21-\x7e]+/', '?', substr($name, 0, 100));
+            throw new InvalidArgumentException("$printable is not valid UTF-8");
         }
         foreach (is_array($value) || $value instanceof stdClass ? $value : [] as $key => $member) {
             self::checkText(is_int($key) ? "{$name}[$key]" : "$name.$key", $member);

@@ -131,6 +131,11 @@ final class SocketHandoffTest extends TestCase
             'a number for a text' => [['prompt' => 5], 'prompt is 5; allowed is a string'],
             'bytes' => [['prompt' => "\xff"], 'prompt is not valid UTF-8'],
             'bytes far inside' => [['messages' => [['role' => 'user', 'content' => "a\xc3"]]], 'messages[0].content is not valid UTF-8'],
+            'a name that would be a line of the log' => [
+                ['messages' => [['role' => 'user', "a\r\nroot: b\xff\x1b[2J" . str_repeat('x', 200) => "\xff"]]],
+                'messages[0].a?root:?b?[2J' . str_repeat('x', 73) . ' is not valid UTF-8',
+            ],
+            'a name alone' => [["a\nb" => "\xff"], 'a?b is not valid UTF-8'],
             'too many tokens' => [['max_tokens' => 0], 'max_tokens is 0; allowed is an integer from 1 to 1000000000'],
             'tokens as text' => [['max_tokens' => '5'], 'max_tokens is a string of 1 bytes; allowed is an integer'],
             'a hot model' => [['temperature' => 2.5], 'temperature is 2.5; allowed is a number from 0 to 2'],
