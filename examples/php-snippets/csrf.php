@@ -20,11 +20,8 @@ function refuse(int $status, string $type, string $message): never
     exit(json_encode(['error' => ['type' => $type, 'message' => $message]]));
 }
 
-// How the cookie is set is a matter of the login, which README.md has; who has none gets no session for knocking.
-if (!isset($_COOKIE[session_name()])) {
-    refuse(401, 'not_logged_in', 'Sign in first.');
-}
-session_start(['use_strict_mode' => true]);
+// The login sets the cookie, with its options (README.md): who has none gets none here, and no session for knocking.
+isset($_COOKIE[session_name()]) && session_start(['use_strict_mode' => true]);
 $user = $_SESSION['user'] ?? refuse(401, 'not_logged_in', 'Sign in first.');
 $token = $_SESSION['csrf'] ??= bin2hex(random_bytes(32));
 session_write_close();

@@ -42,7 +42,8 @@ function foreign_part(mixed $messages): ?string
     return null;
 }
 
-session_start(['read_and_close' => true]);
+// The login sets the cookie, with its options (README.md): who has none gets none here, and no session for knocking.
+isset($_COOKIE[session_name()]) && session_start(['read_and_close' => true]);
 $user = $_SESSION['user'] ?? refuse(401, 'not_logged_in', 'Sign in first.');
 // Another site's form would bring the user's cookie along. csrf.php has the whole of it.
 if (($_SERVER['HTTP_SEC_FETCH_SITE'] ?? 'same-origin') !== 'same-origin') {

@@ -44,7 +44,8 @@ function seconds_to_wait(string $user, int $now): int
     return $wait;
 }
 
-session_start(['read_and_close' => true]);
+// The login sets the cookie, with its options (README.md): who has none gets none here, and no session for knocking.
+isset($_COOKIE[session_name()]) && session_start(['read_and_close' => true]);
 $user = $_SESSION['user'] ?? refuse(401, 'not_logged_in', 'Sign in first.');
 if ($_SERVER['REQUEST_METHOD'] !== 'POST') {
     header('Allow: POST');

@@ -24,7 +24,8 @@ function refuse(int $status, string $type, string $message): never
     exit(json_encode(['error' => ['type' => $type, 'message' => $message]]));
 }
 
-session_start();
+// The login sets the cookie, with its options (README.md): who has none gets none here, and no session for knocking.
+isset($_COOKIE[session_name()]) && session_start();
 $user = $_SESSION['user'] ?? refuse(401, 'not_logged_in', 'Sign in first.');
 // Another site's form would bring the user's cookie along. csrf.php has the whole of it.
 if (($_SERVER['HTTP_SEC_FETCH_SITE'] ?? 'same-origin') !== 'same-origin') {

@@ -22,8 +22,9 @@ function refuse(int $status, string $type, string $message): never
     exit(json_encode(['error' => ['type' => $type, 'message' => $message]]));
 }
 
+// The login sets the cookie, with its options (README.md): who has none gets none here, and no session for knocking.
 // Read, and released at once. Whoever has to write opens it again afterwards, for as long as that takes.
-session_start(['read_and_close' => true]);
+isset($_COOKIE[session_name()]) && session_start(['read_and_close' => true]);
 $user = $_SESSION['user'] ?? refuse(401, 'not_logged_in', 'Sign in first.');
 if ($_SERVER['REQUEST_METHOD'] !== 'POST') {
     header('Allow: POST');

@@ -107,6 +107,13 @@ def test_nobody_who_is_not_signed_in_is_answered(client: Client, snippet: str) -
     assert reply.error == "not_logged_in"
 
 
+@pytest.mark.parametrize("snippet", NAMES)
+def test_who_has_no_session_gets_none_for_knocking(site: Chain, client: Client, snippet: str) -> None:
+    before = set(site.state.iterdir())
+    assert "set-cookie" not in ask(client, f"/{snippet}").headers
+    assert set(site.state.iterdir()) == before
+
+
 # The session's lock ---------------------------------------------------------------------------------------------------
 
 
@@ -224,12 +231,6 @@ def test_nobody_else_may_ask_in_the_users_name(site: Chain, ada: Client) -> None
         assert ask(ada, "/csrf.php", **headers).error == "csrf"
     for site_of in ("cross-site", "same-site", "none"):
         assert ask(ada, "/csrf.php", X_CSRF_Token=token, Sec_Fetch_Site=site_of).error == "cross_site"
-
-
-def test_who_has_no_session_gets_none_for_knocking(site: Chain) -> None:
-    before = set(site.state.iterdir())
-    assert "set-cookie" not in site.client().get("/csrf.php").headers
-    assert set(site.state.iterdir()) == before
 
 
 def test_the_readmes_login_ends_in_a_session_that_the_snippets_know(site: Chain) -> None:
