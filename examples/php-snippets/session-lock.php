@@ -13,7 +13,8 @@ use SocketHandoff\SocketHandoff;
 require __DIR__ . '/SocketHandoff.php'; // examples/php-helper, or Composer's autoload.php
 
 const PROMPT_MAX = 20000; // bytes: more is nobody's question, and paid for
-const SEARCH_SECONDS = 10; // that a question waits for the search, at most
+const SEARCH_SECONDS = 10; // that a question waits for the search's next word, at most
+const DOCUMENTS_MAX = 1000000; // bytes
 
 function refuse(int $status, string $type, string $message): never
 {
@@ -42,9 +43,10 @@ if (!is_string($prompt) || strlen($prompt) > PROMPT_MAX || preg_match('//u', $pr
 // From here on as slow as it likes: nobody waits but who asked.
 $context = stream_context_create(['http' => ['timeout' => SEARCH_SECONDS]]);
 // @: the warning would write the address, with the question in it, into the log.
-$documents = @file_get_contents(getenv('SEARCH_URL') . '?' . http_build_query(['q' => $prompt]), false, $context);
-if ($documents === false || preg_match('//u', $documents) !== 1) {
-    error_log('session-lock.php: the search did not answer, or not in UTF-8');
+$url = getenv('SEARCH_URL') . '?' . http_build_query(['q' => $prompt]);
+$documents = @file_get_contents($url, false, $context, length: DOCUMENTS_MAX + 1);
+if ($documents === false || strlen($documents) > DOCUMENTS_MAX || preg_match('//u', $documents) !== 1) {
+    error_log('session-lock.php: the search did not answer, or too much, or not in UTF-8');
     refuse(502, 'search', 'The documents cannot be searched at the moment.');
 }
 // What was found may be anybody's text: it comes with the question, and is no instruction of ours.

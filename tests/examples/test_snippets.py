@@ -136,7 +136,7 @@ def test_another_request_of_the_session_is_answered_while_the_script_searches(ad
 
 
 @pytest.mark.breaks
-@pytest.mark.parametrize("found", [None, b"\xff"], ids=["an error", "no UTF-8"])
+@pytest.mark.parametrize("found", [None, b"\xff", b"x" * 1_000_001], ids=["an error", "no UTF-8", "too much"])
 def test_a_search_that_fails_is_said_and_no_question(ada: Client, search: Search, found: bytes | None) -> None:
     replies: SimpleQueue[Reply] = SimpleQueue()
     threading.Thread(target=lambda: replies.put(ask(ada, "/session-lock.php", "Which tyre?"))).start()
