@@ -1,4 +1,4 @@
-"""A whole chain in this machine, without containers: Apache with the module, PHP, the daemon; HAProxy where asked.
+"""A whole chain on one host, without containers: Apache with the module, PHP, the daemon; HAProxy where asked.
 
 Four Apache workers and four PHP processes, so that a stream that held one would soon be noticed. One daemon serves both
 targets: `llm` answers with the demo's text, or by the paths in ECHO with the very data that it got; `model` passes on
@@ -381,7 +381,7 @@ def wait_for_daemon(one: Chain) -> None:
     while one.client().ask("HEAD", "/ready.php").status != 200:
         if time.monotonic() > deadline or one.daemon.ended():
             raise RuntimeError(f"no answer from the daemon: {one.daemon.log()}\n{one.httpd.error_log()}")
-        time.sleep(0.05)
+        time.sleep(0.05)  # between two attempts, until the deadline
     one.httpd.take_log()
 
 

@@ -18,6 +18,8 @@ HANDOFF = ROOT / "examples" / "php-app" / "handoff.php"
 
 def run(*command: str, cwd: Path) -> str:
     environment = {**os.environ, "COMPOSER_ALLOW_SUPERUSER": "1", "COMPOSER_HOME": str(cwd / "composer-home")}
+    # Whoever asks the network is told no. (COMPOSER_DISABLE_NETWORK does so only where PHP has curl.)
+    environment |= dict.fromkeys(("http_proxy", "https_proxy"), "http://127.0.0.1:1")
     done = subprocess.run(command, cwd=cwd, env=environment, capture_output=True, text=True, timeout=120, check=False)
     assert done.returncode == 0, done.stdout + done.stderr
     return done.stdout
@@ -25,11 +27,10 @@ def run(*command: str, cwd: Path) -> str:
 
 def test_composer_installs_it_without_a_network_and_loads_it(tmp_path: Path) -> None:
     run("composer", "validate", "--strict", "--no-check-version", str(PACKAGE / "composer.json"), cwd=tmp_path)
-    # As the README says it; and the network would be asked for nothing but what is not there.
+    # As the README says it.
     shutil.copytree(PACKAGE, tmp_path / "lib" / "php-helper")
-    project = json.loads((PACKAGE / "README.md").read_text().split("```json\n")[1].split("```")[0])
-    project["repositories"].append({"packagist.org": False})
-    (tmp_path / "composer.json").write_text(json.dumps(project))
+    project = (PACKAGE / "README.md").read_text().split("```json\n")[1].split("```")[0]
+    (tmp_path / "composer.json").write_text(project)
     run("composer", "install", "--no-interaction", "--no-progress", cwd=tmp_path)
     code = "require 'vendor/autoload.php'; echo json_encode(SocketHandoff\\SocketHandoff::to('llm')->headers());"
     assert json.loads(run("php", "-r", code, cwd=tmp_path)) == {"X-Socket-Handoff": "llm", "X-Handoff-Data": "{}"}

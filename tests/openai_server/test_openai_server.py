@@ -12,8 +12,7 @@ import json
 import os
 import subprocess
 import sys
-import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -23,20 +22,13 @@ import pytest
 ROOT = Path(__file__).resolve().parents[2]
 sys.path.insert(0, str(ROOT / "tests" / "examples"))
 
-from chain import Chain, chain, complaints, free_port, openai_api_wiring  # noqa: E402  (see above)
+from chain import Chain, chain, complaints, free_port, openai_api_wiring, wait_until  # noqa: E402  (see above)
 from handoff_standin import PATIENCE  # noqa: E402  (of the module's tests, where chain.py has led to)
 from model import vocabulary  # noqa: E402  (beside this file)
 from model import write as write_model  # noqa: E402
 
 TOKEN = "sk-example-4711"
 QUESTION = [{"role": "user", "content": "What does the worker do? 🚲"}]
-
-
-def await_true(condition: Callable[[], bool], what: str) -> None:
-    deadline = time.monotonic() + PATIENCE
-    while not condition():
-        assert time.monotonic() < deadline, f"waited {PATIENCE} s in vain: {what}"
-        time.sleep(0.02)
 
 
 @dataclass(slots=True)
@@ -61,7 +53,7 @@ class LlamaServer:
                 stdout=log,
                 stderr=log,
             )
-        await_true(self.healthy, "llama-server is ready")
+        wait_until(self.healthy, "llama-server is ready")
 
     def kill(self) -> None:
         if self.process is not None:
@@ -172,7 +164,7 @@ def test_a_client_that_leaves_sets_the_server_free(client: Any, llama: LlamaServ
     next(iter(stream))
     assert llama.busy() == 1
     stream.close()
-    await_true(lambda: llama.busy() == 0, "the server stops writing for nobody")
+    wait_until(lambda: llama.busy() == 0, "the server stops writing for nobody")
 
 
 def test_two_answers_are_written_at_once(client: Any, llama: LlamaServer) -> None:
@@ -181,7 +173,7 @@ def test_two_answers_are_written_at_once(client: Any, llama: LlamaServer) -> Non
     assert llama.busy() == 2
     first.close()
     second.close()
-    await_true(lambda: llama.busy() == 0, "the server is free")
+    wait_until(lambda: llama.busy() == 0, "the server is free")
 
 
 def test_a_question_too_long_for_the_model_is_refused_before_the_stream(openai: Any, client: Any) -> None:

@@ -68,7 +68,7 @@ def database(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
         deadline = time.monotonic() + PATIENCE
         while (failed := query(path, "CREATE DATABASE IF NOT EXISTS wordpress")) != "":
             assert server.poll() is None and time.monotonic() < deadline, failed + log.read_text()[-2000:]
-            time.sleep(0.05)
+            time.sleep(0.05)  # between two attempts, until the deadline
         yield path
     finally:
         server.kill()
