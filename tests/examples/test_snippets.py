@@ -8,6 +8,7 @@ import json
 import os
 import re
 import shutil
+import textwrap
 import threading
 import uuid
 from pathlib import Path
@@ -15,7 +16,7 @@ from queue import SimpleQueue
 from urllib.parse import urlencode
 
 import pytest
-from chain import Chain, Client, Reply, wait_until
+from chain import ROOT, Chain, Client, Reply, wait_until
 from conftest import HELPER, SNIPPETS, Search
 
 FORM = {"Content-Type": "application/x-www-form-urlencoded"}
@@ -428,6 +429,24 @@ def test_the_readme_names_every_snippet_and_each_is_read_in_a_minute() -> None:
     for path in SNIPPETS.glob("*.php"):
         assert f"[{path.name}]({path.name})" in readme
         assert len(path.read_text().splitlines()) <= 80, path
+
+
+@pytest.mark.parametrize(
+    ("begin", "places"),
+    [
+        ("function refuse(int $status, string $type, string $message): never", 6),
+        ("if (($_SERVER['HTTP_SEC_FETCH_SITE']", 6),
+        ("if (!is_string($prompt)", 4),
+        ("function foreign_part(", 2),
+    ],
+)
+def test_what_stands_in_several_files_is_the_same_in_each(begin: str, places: int) -> None:
+    """Whoever copies one file has all of it; whoever mends one has to mend them all."""
+    files = [*SNIPPETS.glob("*.php"), ROOT / "examples" / "openai-api" / "chat-completions.php"]
+    form = re.compile(rf"^( *){re.escape(begin)}.*?^\1\}}\n", re.MULTILINE | re.DOTALL)
+    blocks = [textwrap.dedent(found[0]) for path in files for found in form.finditer(path.read_text())]
+    assert len(blocks) == places
+    assert len(set(blocks)) == 1, blocks
 
 
 def test_the_class_is_the_one_that_composer_installs(site: Chain) -> None:
