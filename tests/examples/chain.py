@@ -194,7 +194,7 @@ class Chain:
                 os.kill(int(child), signal.SIGKILL)
 
 
-def start_fpm(httpd: Httpd, state: Path, *, with_ini: bool, environment: dict[str, str]) -> subprocess.Popen[bytes]:
+def start_fpm(httpd: Httpd, state: Path, *, with_ini: bool) -> subprocess.Popen[bytes]:
     """PHP-FPM on fpm.sock. ``with_ini``: with the extensions that Debian switches on, else what is built in."""
     found = [path for path in map(shutil.which, ("php-fpm8.4", "php-fpm8.2")) if path]
     if not found:
@@ -208,7 +208,6 @@ def start_fpm(httpd: Httpd, state: Path, *, with_ini: bool, environment: dict[st
         f"catch_workers_output = yes\nphp_admin_value[session.save_path] = {state}\n"
         f"php_admin_value[error_log] = /dev/stderr\nphp_admin_flag[log_errors] = on\n"
         "php_admin_flag[display_errors] = off\n"
-        + "".join(f"env[{name}] = {value}\n" for name, value in environment.items())
     )
     command = [found[0], *([] if with_ini else ["-n"]), "-F", "-y", str(config)]
     process = subprocess.Popen(
@@ -227,7 +226,7 @@ FPM_WIRING = """
 """
 
 
-def mod_php(httpd: Httpd, state: Path, environment: dict[str, str]) -> str:
+def mod_php(httpd: Httpd, state: Path) -> str:
     """Apache's lines for PHP in its own processes."""
     found = sorted(httpd.modules.glob("libphp*.so"))
     if not found:
@@ -236,7 +235,6 @@ def mod_php(httpd: Httpd, state: Path, environment: dict[str, str]) -> str:
         f"LoadModule php_module {found[-1]}\n"
         '<FilesMatch "\\.php$">\nSetHandler application/x-httpd-php\n</FilesMatch>\n'
         f"php_admin_value session.save_path {state}\nphp_admin_flag display_errors off\nphp_admin_flag log_errors on\n"
-        + "".join(f'SetEnv {name} "{value}"\n' for name, value in environment.items())
     )
 
 
@@ -329,11 +327,13 @@ def chain(
         variables = {"HANDOFF_STATE": str(state), "HANDOFF_APP_CONFIG": f"{state}/app.php", **(environment or {})}
         variables = {name: value.replace("{state}", str(state)) for name, value in variables.items()}
         if php == "fpm":
-            fpm = start_fpm(httpd, state, with_ini=with_ini, environment=variables)
+            fpm = start_fpm(httpd, state, with_ini=with_ini)
             stack.callback(lambda: (fpm.send_signal(signal.SIGTERM), fpm.wait(10)))
             wiring = f"{httpd.load('proxy', 'proxy_fcgi')}\n" + FPM_WIRING.format(run=run)
         else:
-            wiring = mod_php(httpd, state, variables)
+            wiring = mod_php(httpd, state)
+        # As the READMEs say it for both: PHP-FPM gets them with each request.
+        wiring += "".join(f'SetEnv {name} "{value}"\n' for name, value in variables.items())
         targets = "".join(
             f"SocketHandoffTarget {name} unix:{daemon.path('plain')} envelope=on timeout=10s\n"
             for name in ("llm", "model")
