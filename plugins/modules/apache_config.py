@@ -281,8 +281,8 @@ def judge(module, confdir):
     return None if code == 0 else (err or out).replace(confdir, module.params["confdir"]).strip()
 
 
-def mention_elsewhere(folder, paths, gone):
-    """Let the texts below a folder look for files that are to be removed where there is nothing, below gone."""
+def mention_elsewhere(folder, elsewhere):
+    """Let the texts below a folder name other paths: elsewhere maps each to the one that takes its place."""
     for below, _subfolders, names in os.walk(folder):
         for name in names:
             path = os.path.join(below, name)
@@ -290,8 +290,8 @@ def mention_elsewhere(folder, paths, gone):
             if state is None:
                 continue
             text = state[1]
-            for removed in paths:
-                text = text.replace(removed.encode(), (gone + removed).encode())
+            for mentioned, instead in elsewhere.items():
+                text = text.replace(mentioned.encode(), instead.encode())
             if text != state[1]:
                 put(path, ("file", text, state[2]))
 
@@ -302,22 +302,18 @@ def judge_copy(module, entries):
     with tempfile.TemporaryDirectory(prefix="apache-config-") as folder:
         copy, gone = os.path.join(folder, "apache2"), os.path.join(folder, "gone")
         shutil.copytree(confdir, copy, symlinks=True)
-        candidates = [entry for entry in entries if entry.source is not None]
         for entry in entries:
-            if not entry.path.startswith(confdir + "/"):
-                continue
-            state = entry.after
-            if state is not None and state[0] == "file" and entry.source is None:
-                text = state[1]
-                for candidate in candidates:
-                    text = text.replace(candidate.path.encode(), candidate.source.encode())
-                state = ("file", text, state[2])
-            path = copy + entry.path[len(confdir) :]
-            os.makedirs(os.path.dirname(path), exist_ok=True)
-            put(path, state)
-        removed = [e.path for e in entries if e.after is None and not e.path.startswith(confdir + "/")]
-        if removed:
-            mention_elsewhere(copy, removed, gone)
+            if entry.path.startswith(confdir + "/"):
+                path = copy + entry.path[len(confdir) :]
+                os.makedirs(os.path.dirname(path), exist_ok=True)
+                put(path, entry.after)
+        # What lies outside, a module above all, is not in the copy. Files that name it may not change themselves: a
+        # LoadModule line stays the same while the module behind it learns, or forgets, a directive.
+        outside = [entry for entry in entries if not entry.path.startswith(confdir + "/")]
+        elsewhere = {e.path: e.source for e in outside if e.source is not None}
+        elsewhere |= {e.path: gone + e.path for e in outside if e.after is None}
+        if elsewhere:
+            mention_elsewhere(copy, elsewhere)
         complaint = judge(module, copy)
     if complaint is not None:
         complaint = complaint.replace(gone, "")
@@ -426,7 +422,8 @@ def read_states(root):
         elif record["kind"] == "file":
             with open(os.path.join(root, record["blob"]), "rb") as handle:
                 state = ("file", handle.read(), record["mode"])
-        states.append((record["path"], state, record["binary"]))
+        # Release 0.1.0 did not note it; its only binary was the module.
+        states.append((record["path"], state, record.get("binary", record["path"].endswith(".so"))))
     return states
 
 

@@ -13,7 +13,8 @@ from pathlib import Path
 
 import pytest
 
-# Refuses a directory whose enabled files say BROKEN, or name a module file that is not there, as Apache would.
+# Refuses a directory whose enabled files say BROKEN, name a module file that is not there, or use what no module that
+# they load knows, as Apache would.
 CONTROL = """\
 #!/bin/sh
 echo "$APACHE_CONFDIR" >> "{log}"
@@ -21,8 +22,12 @@ if grep -Rhq BROKEN "$APACHE_CONFDIR"/mods-enabled/; then
     echo "Syntax error on line 1 of $APACHE_CONFDIR/mods-enabled/x.conf" >&2; exit 1
 fi
 if [ -e "{stubborn}" ] && [ "$APACHE_CONFDIR" = "{confdir}" ]; then echo "only here I say no" >&2; exit 1; fi
-for module in $(sed -n 's/^LoadModule [a-z]* //p' "$APACHE_CONFDIR"/mods-enabled/*.load 2>/dev/null); do
+for module in $(sed -n 's/^LoadModule [a-z_]* //p' "$APACHE_CONFDIR"/mods-enabled/*.load 2>/dev/null); do
     [ -e "$module" ] || {{ echo "Cannot load $module" >&2; exit 1; }}
+    known="$known $(tr -d '\\0' <"$module")"
+done
+for directive in $(sed -n 's/^Use //p' "$APACHE_CONFDIR"/mods-enabled/*.conf 2>/dev/null); do
+    case "$known" in *"$directive"*) ;; *) echo "Invalid command '$directive'" >&2; exit 1 ;; esac
 done
 """
 
@@ -178,7 +183,7 @@ def test_a_real_run_on_a_host_without_apache_says_so(run_module, tmp_path):
     assert "Apache is not installed here" in report["msg"]
 
 
-def binary(host: Path, content: bytes) -> dict[str, object]:
+def binary(host: Path, content: bytes) -> dict[str, list[dict[str, str]]]:
     (host / "built.so").write_bytes(content)
     path = str(host / "modules/mod_x.so")
     return {
@@ -195,6 +200,36 @@ def test_a_module_is_loaded_from_where_it_was_built_while_the_change_is_tested(c
     assert "failed" not in report, report
     assert (host / "modules/mod_x.so").read_bytes() == b"\x7fELF\xff"
     assert "sha256" in report["diff"][0]["after"]
+
+
+def release(host: Path, directive: str) -> dict[str, list[dict[str, str]]]:
+    """A module that knows one directive, which its configuration uses; what loads it is the same for all."""
+    made = binary(host, directive.encode())
+    made["files"].append({"path": "mods-available/x.conf", "content": f"# socket_handoff.fleet\nUse {directive}\n"})
+    made["links"].append({"path": "mods-enabled/x.conf", "target": "../mods-available/x.conf"})
+    return made
+
+
+def test_a_module_with_another_directive_is_tested_although_what_loads_it_stays_the_same(change, host):
+    for directive in ("Yesterday", "Today", "Yesterday"):
+        report = change(**release(host, directive))
+        assert "failed" not in report, report
+        assert (host / "modules/mod_x.so").read_text() == directive
+    refused = change(**{**release(host, "Today"), "files": release(host, "Never")["files"][2:]})
+    assert "Invalid command 'Never'" in refused["msg"]
+
+
+def test_records_of_a_release_that_noted_less_are_understood(change, host):
+    """0.1.0 kept no originals, and did not say which file is a binary."""
+    change(**release(host, "Yesterday"))
+    shutil.rmtree(host / "backup/original")
+    index = host / "backup/test/index.json"
+    records = json.loads(index.read_text())
+    index.write_text(json.dumps([{k: v for k, v in record.items() if k != "binary"} for record in records]))
+    assert "failed" not in change(**release(host, "Today"))
+    removed = change(state="absent")
+    assert removed["changed"] is True, removed
+    assert not (host / "modules/mod_x.so").exists() and not (host / "etc/mods-available/x.conf").exists()
 
 
 def test_a_replaced_module_is_a_new_file_and_the_mapped_one_stays_intact(change, host):
