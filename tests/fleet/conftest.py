@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import os
-import signal
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -16,6 +15,7 @@ import pytest
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "chain"))
 
+from ledger import Ledger, streaming
 from operator_runs import ENVIRONMENT, PROJECT, copy_of_checkout, replace
 
 PASSWORD = "chain-test-password"
@@ -109,38 +109,11 @@ def fleet(tmp_path_factory: pytest.TempPathFactory) -> Fleet:
     return found
 
 
-@dataclass
-class Ledger:
-    """Every stream that users have opened, as they saw it."""
-
-    process: subprocess.Popen[str]
-    lines: list[dict[str, Any]] = field(default_factory=list)
-
-    def close(self) -> list[dict[str, Any]]:
-        """Let the users finish; return all their streams."""
-        if self.process.poll() is None:
-            self.process.send_signal(signal.SIGTERM)
-        out, _ = self.process.communicate(timeout=120)
-        self.lines = [json.loads(line) for line in out.splitlines()]
-        return self.lines
-
-    def lost(self, without: str = "") -> list[dict[str, Any]]:
-        """Streams that were not whole, but for those on one host, by the name that the balancer's cookie has for it."""
-        return [line for line in self.close() if line["outcome"] != "whole" and line["host"] != without]
-
-
 @pytest.fixture
 def users(fleet: Fleet) -> Iterator[Ledger]:
     """Users that stream without a pause, from before a test until it asks what they got."""
     address = subprocess.run(
         [str(PROJECT / "script/host"), "address", fleet.balancer], capture_output=True, text=True, check=True
     ).stdout.strip()
-    prober = Path(__file__).with_name("prober.py")
-    process = subprocess.Popen(
-        [sys.executable, str(prober), address, "--password", PASSWORD], stdout=subprocess.PIPE, text=True
-    )
-    ledger = Ledger(process)
-    yield ledger
-    if process.poll() is None:
-        process.kill()
-        process.communicate()
+    with streaming(address, PASSWORD) as ledger:
+        yield ledger

@@ -12,36 +12,65 @@ import subprocess
 import time
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass, field
 from pathlib import Path
 
 import pytest
-from conftest import Fleet, Ledger, Run
-from operator_runs import replace
+from conftest import Fleet, Run
+from ledger import Ledger
+from operator_runs import PROJECT, replace
 
 WORKER = "daemon-src/streaming_daemon/worker.py"
 AFTER_IMPORTS = "EXIT_OK, EXIT_FAILED, EXIT_CONFIG = 0, 1, 2\n"
-# name of a bad release -> (file, what is replaced, by what, a pattern of what the operator reads)
+DEMO = "daemon-src/streaming_daemon/backends/demo.py"
+APACHE_TEMPLATE = "templates/etc/apache2/mods-available/socket_handoff.conf.j2"
+WRITTEN_BY = "# Written by socket_handoff.fleet"
+
+
+@dataclass(frozen=True)
+class Bad:
+    """A release that is bad: what is replaced in which file, and a pattern of what the operator reads."""
+
+    edits: tuple[tuple[str, str, str], ...]
+    read: str
+    given: dict[str, object] = field(default_factory=dict)
+
+
 BAD = {
-    "does not start": (WORKER, AFTER_IMPORTS, f"{AFTER_IMPORTS}raise RuntimeError('broken')\n", "Reload the daemon"),
-    "crashes after 5 s": (
-        WORKER,
-        AFTER_IMPORTS,
-        f"{AFTER_IMPORTS}import threading\n"
-        "_fuse = threading.Timer(5, os.kill, (os.getpid(), signal.SIGKILL))\n_fuse.daemon = True\n_fuse.start()\n",
+    "does not start": Bad(
+        ((WORKER, AFTER_IMPORTS, f"{AFTER_IMPORTS}raise RuntimeError('broken')\n"),), "Reload the daemon"
+    ),
+    "crashes after 5 s": Bad(
+        (
+            (
+                WORKER,
+                AFTER_IMPORTS,
+                f"{AFTER_IMPORTS}import threading\n"
+                "_fuse = threading.Timer(5, os.kill, (os.getpid(), signal.SIGKILL))\n"
+                "_fuse.daemon = True\n_fuse.start()\n",
+            ),
+        ),
         # Whichever is found first: the stream that it cut, or the count.
         "the connection broke after|workers died|the stream ends after",
     ),
-    "streams garbage": (
-        "daemon-src/streaming_daemon/http_response.py",
-        "b'data: {\"content\":'",
-        "b'data: {\"contents\":'",
+    "streams garbage": Bad(
+        (("daemon-src/streaming_daemon/http_response.py", "b'data: {\"content\":'", "b'data: {\"contents\":'"),),
         'carries no JSON object with "content"',
     ),
-    "breaks Apache": (
-        "templates/etc/apache2/mods-available/socket_handoff.conf.j2",
-        "# Written by socket_handoff.fleet",
-        "SocketHandoffNonsense On\n# Written by socket_handoff.fleet",
-        "SocketHandoffNonsense",
+    "is slow": Bad(
+        ((DEMO, "self._loop.call_soon(call.begin)", "self._loop.call_later(9, call.begin)"),),
+        "too slow: ",
+        {"handoff_app_probe_first_event": 5},
+    ),
+    "breaks Apache": Bad(
+        ((APACHE_TEMPLATE, WRITTEN_BY, f"SocketHandoffNonsense On\n{WRITTEN_BY}"),), "SocketHandoffNonsense"
+    ),
+    "has a handler that fails": Bad(
+        (
+            (APACHE_TEMPLATE, WRITTEN_BY, f"# Changed.\n{WRITTEN_BY}"),
+            ("roles/apache_handoff/handlers/main.yml", "[/usr/sbin/apache2ctl, configtest]", "[/bin/false]"),
+        ),
+        "Test Apache's configuration",
     ),
 }
 
@@ -58,17 +87,16 @@ def assert_undone(fleet: Fleet, users: Ledger, run: Run, before: dict[str, str],
     assert f"{fleet.web[1]}" in run.stdout
     assert fleet.releases() == before
     assert users.lost() == []
-    assert len(users.lines) > 0
 
 
 @pytest.mark.parametrize("name", BAD)
 def test_a_bad_release_is_undone_on_the_canary_and_reaches_nobody_else(fleet: Fleet, users: Ledger, name: str) -> None:
     before = fleet.releases()
-    path, old, new, part = BAD[name]
     bad = fleet.candidate(re.sub(r"\W", "-", name))
-    replace(bad / path, old, new)
-    run = fleet.roll_out("bad", bad)
-    assert_undone(fleet, users, run, before, part)
+    for path, old, new in BAD[name].edits:
+        replace(bad / path, old, new)
+    run = fleet.roll_out("bad", bad, **BAD[name].given)
+    assert_undone(fleet, users, run, before, BAD[name].read)
     # Nobody else was touched, not even drained.
     assert f"[{fleet.web[1]}]" not in run.stdout.split("PLAY [Roll out]")[1]
     assert all(each["failed"]["release"] == "bad" for name, each in fleet.census().items() if name == fleet.web[0])
@@ -78,7 +106,7 @@ def test_what_only_users_meet_is_found_while_the_canary_serves_them_and_undone(f
     """The probe is answered well. The users of this one host are not, until it is put back."""
     before = fleet.releases()
     bad = fleet.candidate("users-only")
-    demo = bad / "daemon-src/streaming_daemon/backends/demo.py"
+    demo = bad / DEMO
     replace(demo, "from .base import Sink", "from .base import Failure, Sink")
     failure = 'Failure(502, "backend_error", "made up", "made up")'
     replace(
@@ -113,7 +141,7 @@ def test_a_good_release_reaches_every_host_and_nobody_notices(fleet: Fleet, user
     assert fleet.releases() == dict.fromkeys(fleet.web, "good")
     assert users.lost() == []
     # It went through all of them while they streamed.
-    assert {line["host"] for line in users.lines} - {""} != set()
+    assert {line["host"] for line in users.lines} == {cookie_of(fleet, name) for name in fleet.web}
     # Once more: every host is done, and left alone.
     began = fleet.census()
     again = fleet.roll_out("good", good)
@@ -179,7 +207,7 @@ def await_in(log: Path, process: subprocess.Popen[bytes], *parts: str) -> None:
             return
         assert process.poll() is None, text[-5000:]
         assert time.monotonic() < deadline, text[-5000:]
-        time.sleep(0.5)
+        time.sleep(0.5)  # the interval of a bounded poll
 
 
 @contextmanager
@@ -187,10 +215,26 @@ def rolling(
     fleet: Fleet, release: str, checkout: Path, **given: object
 ) -> Iterator[tuple[subprocess.Popen[bytes], Path]]:
     """A rollout that goes on while the test does something to it."""
-    log = fleet.work / f"{release}.log"
+    command = fleet.command("rollout", "-e", fleet.inputs(release, **given))
+    with going_on(fleet, command, checkout, fleet.work / f"{release}.log") as found:
+        yield found
+
+
+@contextmanager
+def rolling_back(fleet: Fleet, *arguments: str) -> Iterator[tuple[subprocess.Popen[bytes], Path]]:
+    """Likewise a rollback."""
+    with going_on(fleet, fleet.command("rollback", *arguments), PROJECT, fleet.work / "rollback.log") as found:
+        yield found
+
+
+@contextmanager
+def going_on(
+    fleet: Fleet, command: list[str], checkout: Path, log: Path
+) -> Iterator[tuple[subprocess.Popen[bytes], Path]]:
+    """A playbook that runs, and is over when the context is left."""
     with log.open("w") as out:
         process = subprocess.Popen(
-            fleet.command("rollout", "-e", fleet.inputs(release, **given)),
+            command,
             cwd=checkout,
             env=fleet.environment(checkout),
             stdout=out,
@@ -227,6 +271,7 @@ def test_a_host_that_is_lost_in_its_turn_stops_the_rollout_and_goes_back_when_it
 
 
 def test_a_host_that_is_lost_after_its_turn_stops_the_rollout_before_the_next_step(fleet: Fleet, users: Ledger) -> None:
+    assert len(fleet.web) > 2, "FLEET_HOSTS is less than 3, and this needs a host behind the second step"
     before = fleet.releases()
     canary = fleet.web[0]
     with (
@@ -237,14 +282,13 @@ def test_a_host_that_is_lost_after_its_turn_stops_the_rollout_before_the_next_st
         later.enter_context(out_of_reach(canary))
         code = process.wait(timeout=900)
     text = log.read_text()
-    if len(fleet.web) > 2:
-        assert code != 0
-        assert re.search(rf"{canary} +lost-after +LOST, was done +unreachable", text), text[-6000:]
-        census = fleet.census()
-        found = {name: each["release"] for name, each in census.items()}
-        assert found == {**before, canary: "lost-after", fleet.web[1]: "lost-after"}
-        # Nobody could take it from the host that was lost; the next run finds that its holder is gone.
-        assert [name for name, each in census.items() if each["lock"]] == [canary]
+    assert code != 0
+    assert re.search(rf"{canary} +lost-after +LOST, was done +unreachable", text), text[-6000:]
+    census = fleet.census()
+    found = {name: each["release"] for name, each in census.items()}
+    assert found == {**before, canary: "lost-after", fleet.web[1]: "lost-after"}
+    # Nobody could take it from the host that was lost; the next run finds that its holder is gone.
+    assert [name for name, each in census.items() if each["lock"]] == [canary]
     assert fleet.run("rollback", "--limit", f"{canary},{fleet.web[1]}").returncode == 0
     assert fleet.releases() == before
     assert users.lost() == []
@@ -289,6 +333,73 @@ def test_a_full_disk_on_one_host_is_found_before_anything_changes(fleet: Fleet, 
         fleet.on(full, f"rm -rf {copy} && umount --lazy {releases}")
     assert run.returncode != 0
     assert re.search(rf"{full} +\S+ +not prepared", run.stdout), run.stdout[-6000:]
+    assert fleet.releases() == before
+    assert users.lost() == []
+
+
+def test_a_host_whose_apache_would_not_start_again_is_found_before_anything_changes(
+    fleet: Fleet, users: Ledger
+) -> None:
+    """Somebody has left a line there that only the next reload would notice."""
+    before = fleet.releases()
+    broken = fleet.web[1]
+    candidate = fleet.candidate("broken-before")
+    fleet.on(broken, "echo Nonsense >/etc/apache2/conf-enabled/by-hand.conf")
+    try:
+        run = fleet.roll_out("broken-before", candidate)
+    finally:
+        fleet.on(broken, "rm /etc/apache2/conf-enabled/by-hand.conf")
+    assert run.returncode != 0
+    assert re.search(rf"{broken} +\S+ +not prepared .*Nonsense", run.stdout), run.stdout[-6000:]
+    assert fleet.releases() == before
+    assert users.lost() == []
+
+
+def test_a_load_balancer_that_is_lost_in_a_turn_leaves_the_host_out_of_service_until_it_is_back(
+    fleet: Fleet, users: Ledger
+) -> None:
+    """Users go on, on the other hosts: only the operator's way to the balancer is cut."""
+    before = fleet.releases()
+    canary = fleet.web[0]
+    with (
+        rolling(fleet, "no-way-back", fleet.candidate("no-way-back")) as (process, log),
+        ExitStack() as later,
+    ):
+        await_in(log, process, "[Apply the module]")
+        later.enter_context(out_of_reach(fleet.balancer))
+        assert process.wait(timeout=900) != 0
+    text = log.read_text()
+    assert re.search(rf"{canary} +\S+ +OUT OF SERVICE", text), text[-6000:]
+    back = fleet.run("rollback", "--limit", canary)
+    assert back.returncode == 0, back.stdout[-6000:]
+    assert fleet.releases() == before
+    assert users.lost() == []
+
+
+def test_a_rollback_that_is_killed_and_run_again_goes_back_and_not_forward(fleet: Fleet, users: Ledger) -> None:
+    before = fleet.releases()
+    up = fleet.roll_out("forward", fleet.candidate("forward"), rollout_soak=0)
+    assert up.returncode == 0, up.stdout[-6000:]
+    canary = fleet.web[0]
+    with rolling_back(fleet, "--limit", canary) as (process, log):
+        await_in(log, process, "[Put back the release]")
+        os.killpg(process.pid, signal.SIGKILL)
+    for limit in ((), ("--limit", canary)):
+        again = fleet.run("rollback", "-e", "rollback_from=forward", *limit)
+        assert again.returncode == 0, again.stdout[-6000:]
+        assert fleet.releases() == before
+    assert users.lost() == []
+
+
+def test_a_balancer_that_asks_for_health_drains_by_it(fleet: Fleet, users: Ledger) -> None:
+    """The same HAProxy, told nothing: it asks /health.php, as anybody's own balancer would."""
+    before = fleet.releases()
+    given = {"rollout_drain": "health_file", "rollout_drain_wait": 4}
+    up = fleet.roll_out("by-health", fleet.candidate("by-health"), **given)
+    assert up.returncode == 0, up.stdout[-6000:]
+    assert fleet.releases() == dict.fromkeys(fleet.web, "by-health")
+    back = fleet.run("rollback", *[f"-e{name}={value}" for name, value in given.items()])
+    assert back.returncode == 0, back.stdout[-6000:]
     assert fleet.releases() == before
     assert users.lost() == []
 

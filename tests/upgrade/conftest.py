@@ -1,0 +1,55 @@
+"""Hosts that serve with an earlier version, and what an operator brings to them and takes back."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager
+from pathlib import Path
+
+import pytest
+from testinfra.host import Host
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "chain"))
+sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "fleet"))
+
+from ledger import Ledger, streaming
+from operator_runs import PROJECT
+
+PASSWORD = "chain-test-password"
+Users = Callable[..., AbstractContextManager[Ledger]]
+
+
+@pytest.fixture(scope="session")
+def previous(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A checkout of the version that comes before this one, as tests/upgrade/previous names it."""
+    lines = (Path(__file__).with_name("previous")).read_text().splitlines()
+    (commit,) = [line for line in lines if line and not line.startswith("#")]
+    known = subprocess.run(["git", "cat-file", "-e", f"{commit}^{{commit}}"], cwd=PROJECT, check=False).returncode == 0
+    assert known, f"this clone's history does not have {commit}, the version to upgrade from: git fetch --unshallow"
+    checkout = tmp_path_factory.mktemp("previous")
+    archive = subprocess.run(["git", "archive", commit], cwd=PROJECT, capture_output=True, check=True).stdout
+    subprocess.run(["tar", "--extract", "--directory", str(checkout)], input=archive, check=True)
+    return checkout
+
+
+@pytest.fixture(scope="module")
+def name(host: Host) -> str:
+    """The host's name in the scenario's inventory."""
+    return str(host.check_output("hostname"))
+
+
+@pytest.fixture(scope="module")
+def address(name: str) -> str:
+    """Where its front door is."""
+    found = subprocess.run([str(PROJECT / "script/host"), "address", name], capture_output=True, text=True, check=True)
+    return found.stdout.strip()
+
+
+@pytest.fixture
+def users(address: str) -> Iterator[Ledger]:
+    """Users with answers of a quarter of a minute, from before a change until a test asks what they got."""
+    options = ("--plain", "--users", "4", "--tokens", "150", "--pace", "10")
+    with streaming(address, PASSWORD, *options) as ledger:
+        yield ledger

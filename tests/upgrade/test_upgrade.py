@@ -1,0 +1,162 @@
+"""A host that serves with an earlier version gets this one, and goes back. One story, told in order.
+
+There is no load balancer here, and nothing is drained: whatever is open while the host changes has to come to its end.
+Requests that come in the moments in which the module is new and the application is not may be refused; nothing that
+was begun may be cut.
+"""
+
+from __future__ import annotations
+
+import json
+import subprocess
+from pathlib import Path
+
+import pytest
+from conftest import PASSWORD
+from front_door import Session, assert_complete
+from ledger import Ledger
+from operator_runs import ENVIRONMENT, PROJECT, command, playbook
+from testinfra.host import Host
+
+Run = subprocess.CompletedProcess[str]
+# Short, because nothing is to be found out here that takes its time to show.
+ROLLOUT = {"rollout_soak": 0, "rollout_watch": 2, "rollout_drain_wait": 0}
+# What people have added to a host, in the places that Debian and systemd mean for it.
+BY_HAND = {
+    "/etc/systemd/system/streaming-daemon.service.d/by-hand.conf": "[Service]\nEnvironment=BY_HAND=yes\n",
+    "/etc/apache2/conf-enabled/by-hand.conf": "Header always set X-By-Hand yes\n",
+    "/var/www/handoff-app/public/by-hand.txt": "by hand\n",
+}
+
+
+def succeeded(run: Run) -> Run:
+    assert run.returncode == 0, run.stdout[-5000:] + run.stderr[-1000:]
+    return run
+
+
+def rollout(name: str, release: str, **given: object) -> Run:
+    """Run this checkout's rollout for one host."""
+    arguments = json.dumps({**ROLLOUT, "rollout_release": release, "rollout_hosts": name, **given})
+    line = command(name, "-e", arguments, play="playbooks/rollout.yml")
+    # It takes rollout_hosts in its place.
+    del line[line.index("--limit") : line.index("--limit") + 2]
+    return subprocess.run(
+        line,
+        cwd=PROJECT,
+        env={**ENVIRONMENT, "ANSIBLE_CONFIG": str(PROJECT / "ansible.cfg")},
+        capture_output=True,
+        text=True,
+        timeout=900,
+        check=False,
+    )
+
+
+def version(host: Host) -> str:
+    """Which of the two Apache is configured for."""
+    text = host.check_output("cat /etc/apache2/mods-enabled/socket_handoff.conf")
+    return "this" if "SocketHandoffTarget" in text else "previous"
+
+
+def assert_kept(host: Host) -> None:
+    """What was added by hand is there, and in use."""
+    for path, text in BY_HAND.items():
+        assert host.file(path).content_string == text
+    assert "BY_HAND=yes" in host.check_output("systemctl show --property Environment streaming-daemon.service")
+    page = host.check_output("curl --silent --include --header 'Host: chat.example.com' http://127.0.0.1/by-hand.txt")
+    assert "X-By-Hand: yes" in page and page.endswith("by hand")
+
+
+def assert_nothing_was_cut(users: Ledger) -> None:
+    assert {line["outcome"] for line in users.close()} <= {"whole", "refused"}, users.outcomes()
+    assert users.outcomes()["whole"] >= 4
+
+
+def assert_streams(session: Session) -> None:
+    """Somebody who logged in long ago is still known, and gets an answer."""
+    assert_complete(session.open_stream(tokens=20, pace=100.0).read_to_end(), 20)
+
+
+@pytest.fixture(scope="module")
+def session(address: str) -> Session:
+    """Somebody who has logged in before anything changed."""
+    return Session(address)
+
+
+def test_the_previous_version_serves_and_gets_additions_by_hand(
+    host: Host, name: str, previous: Path, session: Session
+) -> None:
+    succeeded(playbook(name, checkout=previous))
+    assert version(host) == "previous"
+    host.check_output("a2enmod --quiet headers")
+    for path, text in BY_HAND.items():
+        host.check_output("install -D -m 644 /dev/null %s && printf '%%s' %s >%s", path, text, path)
+    host.check_output("systemctl daemon-reload && systemctl restart streaming-daemon apache2")
+    assert_kept(host)
+    session.log_in("demo", PASSWORD)
+    assert_streams(session)
+
+
+def test_a_rollout_brings_this_version_to_a_host_that_serves(
+    host: Host, name: str, users: Ledger, session: Session, tmp_path: Path
+) -> None:
+    log = tmp_path / "drained"
+    note = ["/bin/sh", "-c", f'echo "$0 $1" >>{log}']
+    succeeded(
+        rollout(
+            name,
+            "this",
+            rollout_drain="command",
+            rollout_drain_command=[*note, "drain"],
+            rollout_undrain_command=[*note, "undrain"],
+        )
+    )
+    assert log.read_text().splitlines() == [f"drain {name}", f"undrain {name}"]
+    assert version(host) == "this"
+    assert_nothing_was_cut(users)
+    assert_kept(host)
+    # Without a new login.
+    assert_streams(session)
+
+
+def test_a_rollback_takes_it_back_to_what_served_before(host: Host, name: str, users: Ledger, session: Session) -> None:
+    succeeded(playbook(name, play="playbooks/rollback.yml"))
+    assert version(host) == "previous"
+    assert_nothing_was_cut(users)
+    assert_kept(host)
+    assert_streams(session)
+
+
+def test_the_previous_versions_own_playbook_finds_nothing_to_mend(name: str, previous: Path) -> None:
+    """Whoever goes on with the old checkout goes on as before."""
+    run = succeeded(playbook(name, checkout=previous))
+    assert " changed=0 " in run.stdout, run.stdout[-3000:]
+
+
+def test_site_yml_brings_this_version_to_a_host_that_serves(
+    host: Host, name: str, users: Ledger, session: Session
+) -> None:
+    succeeded(playbook(name))
+    assert version(host) == "this"
+    assert_nothing_was_cut(users)
+    assert_kept(host)
+    assert_streams(session)
+
+
+def test_the_previous_versions_own_playbook_is_refused_before_anything_of_this_one_is_lost(
+    host: Host, name: str, previous: Path, users: Ledger
+) -> None:
+    """It changes Apache's configuration in another order; Apache is asked first, and says no."""
+    run = playbook(name, checkout=previous)
+    assert run.returncode != 0
+    assert "nothing was changed" in " ".join(run.stdout.split())
+    assert users.lost() == []
+    assert version(host) == "this"
+
+
+def test_a_rollback_by_name_takes_it_down_again(host: Host, name: str, users: Ledger, session: Session) -> None:
+    """site.yml leaves no record, so the name says where to go."""
+    succeeded(playbook(name, "-e", "rollback_release=unnamed", play="playbooks/rollback.yml"))
+    assert version(host) == "previous"
+    assert_nothing_was_cut(users)
+    assert_kept(host)
+    assert_streams(session)
