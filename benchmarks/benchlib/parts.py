@@ -16,7 +16,6 @@ from typing import Any
 from benchlib import apache, beyond, callgrind, daemon, loadgen, module, plot, point, point_report, tools
 from benchlib.figures import figure
 from benchlib.report import Aim, spread
-from benchlib.tools import BenchmarkError
 
 Say = Callable[[str], None]
 Document = dict[str, Any]
@@ -243,21 +242,7 @@ def _measure_beyond(number: int, quick: bool, say: Say) -> Document:
     del number  # one contender: there is no order
     beyond.build()
     settings = _beyond_settings(quick)
-    try:
-        return {"settings": asdict(settings), "missing": {}, **beyond.measure(settings, say)}
-    except BenchmarkError as error:
-        say(f"CANNOT be measured: {error}")
-        return {
-            "settings": asdict(settings),
-            "missing": {"beyond": str(error)},
-            "levels": {},
-            "limits": beyond.limits(),
-            "nearest": "",
-            "workers": 0,
-            "generators": 0,
-            "descriptors": beyond.per_process(),
-            "pace": settings.pace,
-        }
+    return {"settings": asdict(settings), "missing": {}, **beyond.measure(settings, say)}
 
 
 # --- the generators -----------------------------------------------------------------------------
@@ -270,10 +255,7 @@ def _generator_settings(quick: bool) -> Document:
 def _measure_generators(number: int, quick: bool, say: Say) -> Document:
     del number, say  # one contender: there is no order, and no progress in a few seconds
     tools.build("generators", module=False)
-    try:
-        return {"samples": loadgen.ceiling(**_generator_settings(quick)), "missing": {}}
-    except BenchmarkError as error:
-        return {"samples": {}, "missing": {"ceiling": str(error)}}
+    return {"samples": loadgen.ceiling(**_generator_settings(quick)), "missing": {}}
 
 
 def _nothing(document: Document) -> dict[str, str]:

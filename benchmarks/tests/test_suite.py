@@ -37,6 +37,7 @@ from benchlib import (  # noqa: E402
     publisher,
     suite,
     summary,
+    tools,
 )
 from benchlib.tools import BenchmarkError  # noqa: E402
 
@@ -160,6 +161,20 @@ def test_a_round_of_other_settings_or_another_commit_is_measured_again(
     measured.append(-2)
     run.measure({})
     assert measured == ([-2, 1] if what.startswith("a file") else [-2, 0, 1, 2])
+
+
+@pytest.mark.parametrize("key", ["beyond", "loadgen"])
+def test_a_scenario_that_failed_is_no_round(key: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """What is kept as a round would not be tried again."""
+
+    def fail(*arguments: object, **options: object) -> None:
+        raise BenchmarkError(f"not today: {arguments} {options}")
+
+    for module, name in ((beyond, "build"), (tools, "build"), (beyond, "measure"), (loadgen, "ceiling")):
+        monkeypatch.setattr(module, name, (lambda *a, **o: None) if name == "build" else fail)
+    part = next(part for part in parts.PARTS if part.key == key)
+    with pytest.raises(BenchmarkError, match="not today"):
+        part.measure(0, True, print)
 
 
 def test_what_could_not_be_measured_is_named_with_its_scenario(tmp_path: Path) -> None:
