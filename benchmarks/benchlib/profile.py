@@ -29,6 +29,9 @@ PROFILED = ("handoff", "handoff-own")
 SHOWN = 15
 """Costs that are named."""
 
+NAMES = ("profile.md", *(f"profile-{key}-{tool}.svg" for key in PROFILED for tool in ("perf", "py-spy")))
+"""Of the files that are written."""
+
 Stacks = Counter[tuple[str, ...]]
 """Frames from the root on, and how often they were seen."""
 
@@ -41,10 +44,15 @@ class Node:
     callees: dict[str, Node] = field(default_factory=dict)
 
 
-def profile(out: Path, say: Callable[[str], None]) -> None:
-    """Leaves profile.md and profile-*.svg in ``out``. Raises BenchmarkError where neither program is there."""
+def check() -> None:
+    """Raises BenchmarkError where neither program is there."""
     if not shutil.which("perf") and not shutil.which("py-spy"):
         raise BenchmarkError("--profile needs perf (apt install linux-perf) or py-spy, and neither is here")
+
+
+def profile(out: Path, say: Callable[[str], None]) -> None:
+    """Leaves NAMES in ``out``, those of the programs that are there. Raises BenchmarkError where nothing can be had."""
+    check()
     point.build()
     text = f"# Where CPU time goes\n\n{STREAMS} streams of {PACE:g} events per second, for {SECONDS} seconds.\n"
     with point.world() as world:

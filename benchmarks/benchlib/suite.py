@@ -10,16 +10,14 @@ from __future__ import annotations
 import argparse
 import json
 import os
-import shutil
 import signal
 import sys
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
 
-from benchlib import machine, parts, publish, summary
+from benchlib import machine, parts, profile, publish, summary
 from benchlib.parts import PARTS, Document, Part
 from benchlib.tools import CACHE, BenchmarkError
 
@@ -32,6 +30,9 @@ class Run:
     chosen: list[Part]
     quick: bool
     rounds: int | None = None
+    versions: dict[str, str] = field(default_factory=dict)  # of what is measured, by name
+    # Of the sources as they were when the run began; somebody may be editing them meanwhile.
+    commit: str = field(default_factory=machine.commit)
     began: float = field(default_factory=time.monotonic)
     failed: dict[str, str] = field(default_factory=dict)  # scenarios of which a round came to nothing, and why
 
@@ -41,25 +42,34 @@ class Run:
     def file(self, part: Part, number: int) -> Path:
         return self.state / f"{part.key}-{number}.json"
 
-    def kept(self, part: Part, number: int, commit: str) -> Document | None:
-        """A round that need not be measured again."""
+    def kept(self, part: Part, number: int) -> Document | None:
+        """A round of this commit, with these settings and versions: one that need not be measured again."""
         try:
             document: Document = json.loads(self.file(part, number).read_text())
         except (FileNotFoundError, json.JSONDecodeError):
             return None
-        same = document["asked"] == self.asked(part) and document["machine"]["commit"] == commit
+        same = document.get("asked") == self.asked(part) and document["machine"]["commit"] == self.commit
         return document if same else None
 
     def asked(self, part: Part) -> Document:
+        """What a round is measured with. A contender that was installed since has a version that was not there."""
         # Through JSON, as what is read back has been.
-        asked: Document = json.loads(json.dumps({"quick": self.quick, **part.settings(self.quick)}))
+        asked: Document = json.loads(
+            json.dumps({"quick": self.quick, "versions": self.versions, **part.settings(self.quick)})
+        )
         return asked
 
-    def left(self, commit: str) -> float:
+    def forget(self) -> None:
+        """Drops the kept rounds of the chosen scenarios, and of no other."""
+        for part in self.chosen:
+            for path in self.state.glob(f"{part.key}-*.json"):
+                path.unlink()
+
+    def left(self) -> float:
         """Seconds, from what rounds took so far, or a first guess."""
         seconds = 0.0
         for part in self.chosen:
-            documents = [self.kept(part, number, commit) for number in range(self.wanted(part))]
+            documents = [self.kept(part, number) for number in range(self.wanted(part))]
             took = [document["took"] for document in documents if document]
             each = sum(took) / len(took) if took else part.seconds[self.quick]
             seconds += each * documents.count(None)
@@ -68,19 +78,15 @@ class Run:
     def say(self, text: str) -> None:
         print(f"  {clock(time.monotonic() - self.began)}  {text}", flush=True)
 
-    def measure(self, versions: dict[str, str]) -> None:
+    def measure(self) -> None:
         """What is missing, round by round, all scenarios in each. Every round is written as soon as it is over."""
         self.state.mkdir(parents=True, exist_ok=True)
-        commit = machine.commit()
         for number in range(max(self.wanted(part) for part in self.chosen)):
             for part in self.chosen:
-                if number >= self.wanted(part) or self.kept(part, number, commit) or part.key in self.failed:
+                if number >= self.wanted(part) or self.kept(part, number) or part.key in self.failed:
                     continue
-                # Of the sources as they were when the run began; somebody may be editing them meanwhile.
-                about = {**machine.describe(**versions), "commit": commit}
-                self.say(
-                    f"{part.key}, round {number + 1} of {self.wanted(part)}; about {clock(self.left(commit))} to go"
-                )
+                about = {**machine.describe(**self.versions), "commit": self.commit}
+                self.say(f"{part.key}, round {number + 1} of {self.wanted(part)}; about {clock(self.left())} to go")
                 start = time.monotonic()
                 try:
                     document = part.measure(number, self.quick, self._detail(part))
@@ -106,8 +112,8 @@ class Run:
         """scenario -> its rounds as one; those that were never measured are not there."""
         found: dict[str, Document] = {}
         for part in self.chosen:
-            files = [self.file(part, number) for number in range(self.wanted(part))]
-            rounds = [json.loads(path.read_text()) for path in files if path.exists()]
+            # What was measured at another commit or otherwise is not of this run, whatever the state directory has.
+            rounds = [document for number in range(self.wanted(part)) if (document := self.kept(part, number))]
             if rounds:
                 merged = part.merge(rounds)
                 merged["loads"] = [document["machine"]["load_before"] for document in rounds]
@@ -129,9 +135,10 @@ def missing(documents: dict[str, Document], run: Run) -> list[str]:
 
 
 def write(documents: dict[str, Document], out: Path) -> None:
-    """Figures, report and charts. Files of an earlier run of the same name make way."""
+    """Figures, report and charts. Those of an earlier run make way; whatever else is in the directory stays."""
     out.mkdir(parents=True, exist_ok=True)
-    for old in (*out.glob("*.svg"), *out.glob("*.json")):
+    names = [name for part in PARTS for name in (f"{part.key}.json", *part.chart_names)]
+    for old in (path for name in (*names, *profile.NAMES) for path in out.glob(name)):
         old.unlink()
     for part in PARTS:
         if part.key in documents:
@@ -151,8 +158,9 @@ def arguments(argv: list[str] | None) -> argparse.Namespace:
     parser.add_argument("scenario", nargs="*", help="which (default: all)")
     parser.add_argument("--quick", action="store_true", help="under five minutes; its figures mean little")
     parser.add_argument("--rounds", type=int, help="of each scenario, instead of its own number")
-    parser.add_argument("--fresh", action="store_true", help="measure everything again, also what is there")
-    parser.add_argument("--out", type=Path, help="where the report goes (default: .cache/benchmarks/results)")
+    parser.add_argument("--fresh", action="store_true", help="measure these scenarios again, also what is there")
+    parser.add_argument("--out", type=Path, help="where the report goes (default: .cache/benchmarks/results/run)")
+    parser.add_argument("--state", type=Path, help="where rounds are kept (default: in .cache/benchmarks/runs)")
     parser.add_argument("--record", metavar="NAME", help="keep the run in benchmarks/results/NAME and publish it")
     parser.add_argument("--publish", metavar="NAME", help="measure nothing: write docs/performance.md from that run")
     parser.add_argument("--profile", action="store_true", help="flame graphs and top costs, after the scenarios")
@@ -160,6 +168,8 @@ def arguments(argv: list[str] | None) -> argparse.Namespace:
     unknown = set(options.scenario) - set(parts.names())
     if unknown:
         parser.error(f"{', '.join(sorted(unknown))} is none of {', '.join(parts.names())}")
+    if options.rounds is not None and options.rounds < 1:
+        parser.error(f"--rounds {options.rounds}: a whole number from 1 on")
     if options.record and options.out:
         parser.error("--record says where the report goes; leave out --out")
     for name in filter(None, (options.record, options.publish)):
@@ -188,31 +198,28 @@ def _publish(name: str) -> int:
 
 
 def _run(options: argparse.Namespace) -> int:
+    if options.profile:
+        # Before half an hour of measuring, not after it.
+        profile.check()
     if os.geteuid() != 0:
         raise BenchmarkError("sockets for handoffs are below /run: run this as root")
     chosen = [part for part in PARTS if not options.scenario or part.key in options.scenario]
     name = options.record or ("quick" if options.quick else "latest")
-    run = Run(CACHE / "runs" / name, chosen, options.quick, options.rounds)
+    state = options.state or CACHE / "runs" / name
+    run = Run(state, chosen, options.quick, options.rounds, parts.versions())
     if options.fresh:
-        shutil.rmtree(run.state, ignore_errors=True)
-    run.measure(parts.versions())
+        run.forget()
+    run.measure()
     documents = run.documents()
-    out = parts.results_directory(options.record) if options.record else options.out or CACHE / "results"
+    out = parts.results_directory(options.record) if options.record else options.out or CACHE / "results" / "run"
     if not documents:
         raise BenchmarkError("; ".join(run.failed.values()))
     write(documents, out)
     if options.profile:
-        _profile(out, run.say)
+        profile.profile(out, run.say)
     print(f"\nthe report: {out / 'report.md'}")
     incomplete = missing(documents, run)
     if incomplete:
         print(f"incomplete, could not be measured: {'; '.join(incomplete)}", file=sys.stderr)
         return 1
     return _publish(options.record) if options.record else 0
-
-
-def _profile(out: Path, say: Callable[[str], Any]) -> None:
-    # Loaded where it is asked for: it needs programs that nothing else does.
-    from benchlib import profile
-
-    profile.profile(out, say)

@@ -111,7 +111,7 @@ def test_names_at_the_lines_ends_do_not_cover_each_other() -> None:
 
 
 @pytest.fixture
-def counted(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> tuple[suite.Run, list[int]]:
+def counted(tmp_path: Path) -> tuple[suite.Run, list[int]]:
     """A run of three rounds of a scenario that only counts, and the numbers of the rounds that were measured."""
     measured: list[int] = []
 
@@ -127,38 +127,66 @@ def counted(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> tuple[suite.Run,
         return {**rounds[0], "numbers": [document["number"] for document in rounds]}
 
     part = replace(parts.PARTS[0], key="count", measure=measure, merge=merge, settings=lambda quick: {"size": 1})
-    monkeypatch.setattr(machine, "commit", lambda: "abc")
-    return suite.Run(tmp_path / "state", [part], False, 3), measured
+    return suite.Run(tmp_path / "state", [part], False, 3, {"httpd": "2.4"}, "abc"), measured
 
 
 def test_a_run_that_was_interrupted_goes_on_where_it_was(counted: tuple[suite.Run, list[int]]) -> None:
     run, measured = counted
     with pytest.raises(KeyboardInterrupt):
-        run.measure({})
-    run.measure({})
+        run.measure()
+    run.measure()
     assert measured == [0, -1, 1, 2]
     assert run.documents()["count"]["numbers"] == [0, 1, 2]
-    run.measure({})
+    run.measure()
     assert measured == [0, -1, 1, 2]
 
 
-@pytest.mark.parametrize("what", ["settings", "commit", "a file that is no JSON"])
-def test_a_round_of_other_settings_or_another_commit_is_measured_again(
-    counted: tuple[suite.Run, list[int]], monkeypatch: pytest.MonkeyPatch, what: str
+@pytest.mark.parametrize("what", ["settings", "commit", "versions", "a file that is no JSON"])
+def test_a_round_of_other_settings_or_another_commit_is_not_this_runs_and_is_measured_again(
+    counted: tuple[suite.Run, list[int]], what: str
 ) -> None:
     run, measured = counted
     measured.append(-2)  # no interruption
-    run.measure({})
+    run.measure()
     if what == "settings":
         run.chosen = [replace(run.chosen[0], settings=lambda quick: {"size": 2})]
     elif what == "commit":
-        monkeypatch.setattr(machine, "commit", lambda: "def")
+        run.commit = "def"
+    elif what == "versions":
+        run.versions = {"httpd": "2.4", "nginx": "1.22"}
     else:
         run.file(run.chosen[0], 1).write_text("{")
+    assert [document["numbers"] for document in run.documents().values()] == (
+        [[0, 2]] if what.startswith("a file") else []
+    )
     del measured[:]
     measured.append(-2)
-    run.measure({})
+    run.measure()
     assert measured == ([-2, 1] if what.startswith("a file") else [-2, 0, 1, 2])
+
+
+def test_a_fresh_start_drops_the_rounds_of_the_chosen_scenarios_only(counted: tuple[suite.Run, list[int]]) -> None:
+    run, measured = counted
+    measured.append(-2)  # no interruption
+    run.measure()
+    other = run.state / "other-0.json"
+    other.write_text("{}")
+    run.forget()
+    assert list(run.state.iterdir()) == [other]
+
+
+def test_files_of_an_earlier_run_make_way_and_those_of_others_stay(tmp_path: Path) -> None:
+    earlier = ["point.json", "point-150.svg", "point-memory.svg", "daemon-cpu.svg", "profile-handoff-perf.svg"]
+    others = ["module.json", "logo.svg", "point-notes.svg", "package.json"]
+    for name in (*earlier, *others):
+        (tmp_path / name).write_text("x")
+    seen = {"per_second": 100.0, "per_cpu_second": 400.0, "share": 0.25}
+    document = loadgen.merge([{"samples": {"requests": seen}, "missing": {}, "quick": True}])
+    document |= {"machine": machine.describe(daemon_python="3", loop="x", json="y"), "loads": [0.1], "took": 1.0}
+    suite.write({"loadgen": document}, tmp_path)
+    assert {path.name for path in tmp_path.iterdir()} == {*others, "loadgen.json", "report.md"}
+    charts = {name for part in parts.PARTS for name in part.chart_names}
+    assert set(publish.CHARTS.values()) <= {name.replace("[0-9]*", "{workers}") for name in charts}
 
 
 @pytest.mark.parametrize("key", ["beyond", "loadgen"])
@@ -173,6 +201,15 @@ def test_a_scenario_that_failed_is_no_round(key: str, monkeypatch: pytest.Monkey
     part = next(part for part in parts.PARTS if part.key == key)
     with pytest.raises(BenchmarkError, match="not today"):
         part.measure(0, True, print)
+
+
+def test_a_profile_that_cannot_be_had_fails_before_anything_is_measured(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], tmp_path: Path
+) -> None:
+    monkeypatch.setattr(profile.shutil, "which", lambda name: None)
+    monkeypatch.setattr(suite.Run, "measure", lambda run: pytest.fail("measured"))
+    assert suite.main(["--quick", "--profile", "--state", str(tmp_path), "loadgen"]) == 1
+    assert "--profile needs perf" in capsys.readouterr().err
 
 
 def test_what_could_not_be_measured_is_named_with_its_scenario(tmp_path: Path) -> None:
@@ -193,7 +230,7 @@ def test_a_scenario_that_comes_to_nothing_does_not_stop_the_others(counted: tupl
         return {"missing": {}, "number": number}
 
     run.chosen.insert(0, replace(run.chosen[0], key="broken", measure=fail))
-    run.measure({})
+    run.measure()
     assert measured == [-2, 0, 1, 2]
     assert run.failed == {"broken": "haproxy is missing"}
     assert not run.file(run.chosen[0], 2).exists()
@@ -222,8 +259,10 @@ def test_the_sizing_table_reckons_with_the_runs_figures() -> None:
         (["speed"], "speed is none of point, handoff, daemon, beyond"),
         (["--record", "../x"], "'../x' is no name of a run"),
         (["--record", "x", "--out", "y"], "leave out --out"),
+        (["--rounds", "0"], "--rounds 0: a whole number from 1 on"),
+        (["--rounds", "-1"], "--rounds -1: a whole number from 1 on"),
     ],
-    ids=["scenario", "name", "both"],
+    ids=["scenario", "name", "both", "no rounds", "fewer than none"],
 )
 def test_a_wrong_argument_is_named_with_what_there_is(arguments: list[str], said: str) -> None:
     done = subprocess.run([str(BENCHMARKS / "run"), *arguments], capture_output=True, text=True, check=False)
