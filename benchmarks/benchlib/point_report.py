@@ -20,18 +20,28 @@ Cells = dict[str, dict[str, dict[str, dict[str, list[float]]]]]
 
 
 def merge(parts: list[dict[str, Any]]) -> dict[str, Any]:
-    """One document of several rounds' documents; machine and settings are the first one's, load averages all."""
+    """One document of several rounds' documents; machine and settings are the first one's, load averages all.
+
+    Ratios are formed round by round, so a contender that could not be measured in one of them is left out of all."""
     cells: Cells = {}
-    missing: dict[str, str] = {}
+    reasons: dict[str, list[str]] = {}
     for document in parts:
-        missing |= document["missing"]
+        for what, reason in document["missing"].items():
+            reasons.setdefault(what, []).append(reason)
         for workers, contenders in document["samples"].items():
             for who, levels in contenders.items():
                 for level, look in levels.items():
                     cell = cells.setdefault(workers, {}).setdefault(who, {}).setdefault(level, {})
                     for what, value in look.items():
                         cell.setdefault(what, []).append(value)
-    return {**parts[0], "rounds": len(parts), "samples": cells, "missing": missing}
+    missing: dict[str, str] = {}
+    for what, told in reasons.items():
+        who, _, workers = what.removesuffix(" workers").partition(", ")
+        cells.get(workers, {}).pop(who, None)
+        some = f"in {len(told)} of {rounds(len(parts))}, and so left out of all: " if len(told) < len(parts) else ""
+        missing[what] = some + told[0]
+    samples = {workers: contenders for workers, contenders in cells.items() if contenders}
+    return {**parts[0], "rounds": len(parts), "samples": samples, "missing": missing}
 
 
 @dataclass(frozen=True, slots=True)
@@ -184,7 +194,7 @@ def report(document: dict[str, Any]) -> str:
         text += page_table(reading, workers) + "\n" + top_table(reading, workers)
         short = short_table(reading, workers, settings["tokens"])
         text += f"\n{short}" if short else ""
-    text += "\n![memory per stream](point-memory.svg)\n\n"
+    text += "\n![memory per stream](point-memory.svg)\n\n" if reading.workers() else ""
     text += "".join(f"- *{c.title}*: {c.note}\n" for c in CONTENDERS)
     return text
 
@@ -193,6 +203,8 @@ def charts(document: dict[str, Any]) -> dict[str, str]:
     """file name -> SVG"""
     reading = Reading(document["samples"])
     found: dict[str, str] = {}
+    if not reading.workers():
+        return found
     for workers in reading.workers():
         series = []
         for contender in reading.contenders(workers):
@@ -230,6 +242,8 @@ def charts(document: dict[str, Any]) -> dict[str, str]:
 def facts(document: dict[str, Any]) -> dict[str, str]:
     """What docs/performance.md says, by name."""
     reading = Reading(document["samples"])
+    if not reading.workers():
+        return {}
     workers = reading.workers()[-1]
     top = reading.levels(workers)[-1]
     found = {"workers": workers, "top": f"{int(top):,}"}

@@ -72,6 +72,28 @@ def test_the_plain_pages_ratio_is_formed_within_each_round() -> None:
     assert aims[text].value.low == aims[text].value.high == pytest.approx(1.2) and aims[text].met
 
 
+def test_a_contender_that_is_missing_in_one_round_is_left_out_of_all_with_a_word() -> None:
+    """The others' ratios are formed all the same."""
+    second = climbed(2.0)
+    del second["samples"]["25"]["mod_php"]
+    second["missing"] = {"mod_php, 25 workers": "it did not start\nand more"}
+    document = point_report.merge([climbed(1.0), second])
+    document |= {"machine": machine.describe(daemon_python="3", loop="x", json="y"), "loads": [0.1], "took": 1.0}
+    document["quick"] = False
+    text = summary.report({"point": document})
+    assert "- mod_php, 25 workers: in 1 of 2 rounds, and so left out of all: it did not start\n" in text
+    assert "| PHP streams, mod_php |" not in text and text.count("| handoff, relayed |") == 3
+    assert any(aim.text.startswith("plain page's p99") for aim in point_report.aims(document))
+
+
+def test_a_point_of_which_nothing_could_be_measured_is_reported_as_that() -> None:
+    nothing = {**climbed(1.0), "samples": {}, "missing": {"mod_php, 25 workers": "php is missing"}}
+    document = point_report.merge([nothing, nothing])
+    assert document["missing"] == {"mod_php, 25 workers": "php is missing"}
+    assert point_report.charts(document) == {} and point_report.facts(document) == {}
+    assert "svg" not in point_report.report(document)
+
+
 def test_a_contender_that_stopped_answering_has_no_latency_in_table_and_chart() -> None:
     document = point_report.merge([climbed(1.0)])
     text = point_report.report(document)
