@@ -132,6 +132,18 @@ def used_since(before: dict[int, int], after: dict[int, int]) -> int:
     return sum(max(0, value - before.get(pid, 0)) for pid, value in after.items())
 
 
+def cost_of_events(look: Look, idle: Look) -> float | None:
+    """CPU seconds per million events, without what the plain pages cost: that is what they cost without streams.
+
+    None where not all of the pages are answered, for then their part is not known, or no event came. Of few events
+    the cost may be less than what the pages' differs by, and the difference below nothing: it counts as it is, for
+    without it the median of the rounds would be too high."""
+    if not look["events"] or min(look["answered"], idle["answered"]) <= 0.99:
+        return None
+    spent = look["cpu_s"] / look["seconds"] - idle["cpu_s"] / idle["seconds"]
+    return spent * look["seconds"] / look["events"] * 1e6
+
+
 def pss(pids: list[int]) -> int:
     total = 0
     for pid in pids:
@@ -217,11 +229,9 @@ class World:
                 look = self._look(place, streams, prober, settings, level)
                 look["first_p50_ms"] = opened["first_event_ms"]["p50"]
                 look["first_p99_ms"] = opened["first_event_ms"]["p99"]
-                if look["answered"] > 0.99 and idle["answered"] > 0.99:
-                    spent = look["cpu_s"] / look["seconds"] - idle["cpu_s"] / idle["seconds"]
-                    if look["events"] and spent > 0:
-                        # The plain pages' part is what they cost without streams.
-                        look["cpu_s_per_million"] = spent * look["seconds"] / look["events"] * 1e6
+                cost = cost_of_events(look, idle)
+                if cost is not None:
+                    look["cpu_s_per_million"] = cost
                 looks[str(level)] = look
                 alive = look["answered"] > 0.5
                 say(

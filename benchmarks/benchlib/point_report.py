@@ -15,6 +15,11 @@ from benchlib.report import Aim, spread, table
 BOUND = ("mod_php", "php-fpm", "proxy")
 """Whose stream holds a worker."""
 
+NO_FIGURE = (
+    "\n*-*: where less than 99 % of the plain pages are answered their latency has no meaning, and what the events cost "
+    "cannot be\ntold from what the pages cost, which is what they cost without a stream.\n"
+)
+
 Cells = dict[str, dict[str, dict[str, dict[str, list[float]]]]]
 """workers -> contender -> level -> what -> one value per round"""
 
@@ -191,7 +196,7 @@ def report(document: dict[str, Any]) -> str:
         text += f"| {aim.text} | {bound} | {spread(aim.value, 4)} | {'met' if aim.met else '**missed**'} |\n"
     for workers in reading.workers():
         text += f"\n### {workers} workers\n\n![plain page](point-{workers}.svg)\n\n"
-        text += page_table(reading, workers) + "\n" + top_table(reading, workers)
+        text += page_table(reading, workers) + "\n" + top_table(reading, workers) + NO_FIGURE
         short = short_table(reading, workers, settings["tokens"])
         text += f"\n{short}" if short else ""
     text += "\n![memory per stream](point-memory.svg)\n\n" if reading.workers() else ""
@@ -259,7 +264,8 @@ def facts(document: dict[str, Any]) -> dict[str, str]:
             ("late_p99_ms", "late", 1, ",.0f"),
         ):
             value = reading.of(workers, who, top, what)
-            # Who stopped answering has no cost per event, and that is no reason to publish nothing.
+            # Who stopped answering pages has no cost per event (point.cost_of_events; the page says why), and that is
+            # no reason to publish nothing.
             said = "-" if value is None else format(value.median * scale, form)
             found[f"{who.replace('-', '_')}_{name}"] = said
     now, idle = (reading.values(workers, "handoff", level, "p99_ms") for level in (top, "0"))

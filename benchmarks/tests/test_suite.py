@@ -29,6 +29,7 @@ from benchlib import (  # noqa: E402
     machine,
     parts,
     plot,
+    point,
     point_report,
     profile,
     publish,
@@ -48,6 +49,15 @@ def look(level: int, live: int, answered: float, p99: float, pss: float = 50e6) 
         "prober_share": 0.1, "complete": 1.0, "late_p50_ms": 1.0, "late_p99_ms": 5.0,
         "pss_per_stream": pss / max(1, live), "cpu_s_per_million": 30.0,
     }  # fmt: skip
+
+
+def test_a_round_in_which_the_pages_cost_more_than_the_events_counts_as_it_is() -> None:
+    """Without it the median would be that of the rounds that were dear."""
+    idle, many = {**look(0, 0, 1, 2), "cpu_s": 0.3}, look(10, 10, 1, 2)
+    costs = [point.cost_of_events({**many, "cpu_s": seconds}, idle) for seconds in (0.27, 0.3, 0.36)]
+    assert costs == pytest.approx([-1000.0, 0.0, 2000.0])
+    assert point.cost_of_events({**many, "answered": 0.5}, idle) is None
+    assert point.cost_of_events({**many, "events": 0}, idle) is None
 
 
 def climbed(factor: float) -> dict[str, Any]:
