@@ -46,6 +46,7 @@ class Contender:
     needs: tuple[str, ...]  # of SERVERS, in the order in which they are started
     note: str
     ends: bool = True  # whether its answers have an end at all
+    timed: bool = True  # whether each stream's events come at intervals that its own first event begins
     rate: float = math.inf  # new streams per second that it can take; asked faster it loses some
 
 
@@ -84,7 +85,9 @@ CONTENDERS = (
               "PHP-FPM behind nginx decides, nginx fetches the answer from the model; no Apache"),
     Contender("pushpin", "Pushpin", get("/grip.php?tokens={tokens}&pace={pace}"), ("fpm", "apache", "pushpin"),
               "PHP-FPM behind Apache event behind Pushpin decides; Pushpin holds the client and is told each event; "
-              "asked for 300 streams per second at most, because it loses some at a thousand", ends=False, rate=300.0),
+              "asked for 300 streams per second at most, because it loses some at a thousand; when its events are due the "
+              "publisher's clock says and not the stream's first event, so none can be called late or missing",
+              ends=False, timed=False, rate=300.0),
     Contender("handoff", "handoff, relayed", get("/handoff.php?tokens={tokens}&pace={pace}"),
               ("fpm", "daemon", "apache"),
               "PHP-FPM behind Apache event decides and hands off; the daemon fetches the answer from the model"),

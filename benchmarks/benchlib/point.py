@@ -227,7 +227,6 @@ class World:
                 # Not a sleep: what is not read meanwhile would be late.
                 streams.ask(f"count {settings.settle}")
                 look = self._look(place, streams, prober, settings, level)
-                look["first_p50_ms"] = opened["first_event_ms"]["p50"]
                 look["first_p99_ms"] = opened["first_event_ms"]["p99"]
                 cost = cost_of_events(look, idle)
                 if cost is not None:
@@ -269,10 +268,10 @@ class World:
             "generator_share": counted["cpu_seconds"] / counted["seconds"],
             "prober_share": page["cpu_seconds"] / page["seconds"],
         }
-        if live:
+        if live and place.contender.timed:
             look["complete"] = 1 - counted["behind"] / max(1, counted["due"])
-            look["late_p50_ms"] = counted["lateness_ms"]["p50"]
             look["late_p99_ms"] = counted["lateness_ms"]["p99"]
+        if live:
             look["pss_per_stream"] = look["pss"] / live
         return look
 

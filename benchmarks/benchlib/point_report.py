@@ -17,7 +17,8 @@ BOUND = ("mod_php", "php-fpm", "proxy")
 
 NO_FIGURE = (
     "\n*-*: where less than 99 % of the plain pages are answered their latency has no meaning, and what the events cost "
-    "cannot be\ntold from what the pages cost, which is what they cost without a stream.\n"
+    "cannot be\ntold from what the pages cost, which is what they cost without a stream.\nPushpin's events are published to all streams by one "
+    "clock: a stream's first event says nothing about when the others are due.\n"
 )
 
 Cells = dict[str, dict[str, dict[str, dict[str, list[float]]]]]
@@ -141,6 +142,7 @@ def top_table(reading: Reading, workers: str) -> str:
                 of("live"),
                 of("waiting"),
                 of("failed"),
+                of("first_p99_ms", 0),
                 of("answered", 0, 100),
                 of("p50_ms", 1) if answers else "-",
                 of("p99_ms", 1) if answers else "-",
@@ -152,7 +154,7 @@ def top_table(reading: Reading, workers: str) -> str:
                 of("late_p99_ms", 0),
             ]
         )
-    head = [f"{int(top):,} streams wanted", "live", "not begun", "failed", "pages answered, %", "page p50 ms", "p99 ms",
+    head = [f"{int(top):,} streams wanted", "live", "not begun", "failed", "first event p99 ms", "pages answered, %", "page p50 ms", "p99 ms",
             "p99, of idle", "PSS, MB", "PSS per live stream, KB", "CPU s per million events", "events in time, %",
             "event late, p99 ms"]  # fmt: skip
     return table(head, rows)

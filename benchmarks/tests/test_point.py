@@ -203,6 +203,33 @@ def test_a_climb_leaves_every_figure_of_every_level(key: str, tmp_path: Path) ->
     assert looks["short"]["completed"] == 3
 
 
+@pytest.mark.parametrize(("key", "timed"), [("handoff", True), ("pushpin", False)])
+def test_lateness_is_looked_at_where_a_streams_own_first_event_says_when_the_others_are_due(
+    key: str, timed: bool, tmp_path: Path
+) -> None:
+    """Pushpin's events have a publisher's clock, and would be late by up to a second of their own."""
+
+    def answer(number: int, connection: socket.socket) -> None:
+        del number
+        connection.sendall(HEAD + EVENT)
+        until_closed(connection)
+
+    contender = next(c for c in door.CONTENDERS if c.key == key)
+    place = door.Door(tmp_path, 25, os.sched_getaffinity(0), 1, contender, roots=[os.getpid()])
+    settings = point.Settings((25,), (2,), 50.0, 1.0, 0.1, 0.2, 20.0, 3, 2)
+    page = tmp_path / "page"
+    page.write_bytes(b"GET / HTTP/1.1\r\nHost: x\r\n\r\n")
+    with answering(answer) as port, streams(port, 2, tmp_path) as talker:
+        prober = Talker([str(BUILD / "prober"), str(port), str(page), "20", "1"], os.sched_getaffinity(0))
+        try:
+            assert talker.ask("grow 2 1000 5")["live"] == 2
+            look = point.World._look(place, talker, prober, settings, 2)
+        finally:
+            prober.stop()
+    assert look["live"] == 2 and look["pss_per_stream"] > 0
+    assert ("late_p99_ms" in look, "complete" in look) == (timed, timed)
+
+
 def test_a_server_that_does_not_start_is_told_with_its_own_words(tmp_path: Path) -> None:
     place = door.Door(tmp_path, 25, os.sched_getaffinity(0), 1, door.CONTENDERS[0])
     command = [sys.executable, "-c", "import sys; sys.exit('no such luck')"]

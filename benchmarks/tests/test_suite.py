@@ -46,7 +46,7 @@ def look(level: int, live: int, answered: float, p99: float, pss: float = 50e6) 
     return {
         "wanted": level, "live": live, "waiting": level - live, "failed": 0, "answered": answered, "p50_ms": p99 / 3,
         "p99_ms": p99, "events": 3 * live, "cpu_s": 0.1, "seconds": 3.0, "pss": pss, "generator_share": 0.2,
-        "prober_share": 0.1, "complete": 1.0, "late_p50_ms": 1.0, "late_p99_ms": 5.0,
+        "prober_share": 0.1, "complete": 1.0, "late_p99_ms": 5.0, "first_p99_ms": 3.0,
         "pss_per_stream": pss / max(1, live), "cpu_s_per_million": 30.0,
     }  # fmt: skip
 
