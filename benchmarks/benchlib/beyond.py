@@ -264,7 +264,7 @@ COLUMNS = (
     ("handoffs_per_second", "handoffs/s", 0),
     ("first_p99_ms", "first event p99 ms", 1),
     ("late_p99_ms", "event late, p99 ms", 1),
-    ("complete", "events in time", 4),
+    ("complete", "events that came", 4),
     ("cpu_s_per_million", "CPU s per million events", 1),
     ("pss_per_stream", "daemon's PSS per stream, B", 0),
     ("kernel_per_stream", "kernel's memory per stream, both ends, B", 0),
@@ -279,7 +279,8 @@ def report(document: dict[str, Any]) -> str:
         f"Medians of {rounds(document['rounds'])}, quartiles in brackets. One daemon with {document['workers']} "
         f"workers, {document['generators']} generators,\n{document['descriptors']:,} descriptors each; an event every "
         f"{1 / document['pace']:g} seconds and stream. *The kernel's memory* is its objects (Slab) and TCP's\n"
-        "buffers, of both ends of every connection; a host has one of them.\n\n"
+        "buffers, of both ends of every connection; a host has one of them. *Events that came*: the share of those that were "
+        "due since\neach stream's first one, but for the last quarter of an interval; how late they came, another column says.\n\n"
         "What this machine would have allowed, and what is short first:\n\n"
     )
     text += limits_table(document)

@@ -115,6 +115,16 @@ def test_a_contender_that_stopped_answering_has_no_latency_in_table_and_chart() 
     assert charts["point-25.svg"].count("<circle") == 5
 
 
+def test_the_share_of_events_that_came_is_not_called_one_of_those_in_time() -> None:
+    """An event that came a second late has come: what is late has a column of its own."""
+    point_text = point_report.report(point_report.merge([climbed(1.0)]))
+    seen = dict.fromkeys((what for what, _, _ in beyond.COLUMNS), 1.0)
+    document = {"missing": {}, "levels": {"10": seen}, "limits": {"memory": 1}, "nearest": "memory", "workers": 1}
+    document |= {"generators": 1, "descriptors": 100, "pace": 1.0}
+    for text in (point_text, beyond.report(beyond.merge([document]))):
+        assert "*Events that came*" in text and "events that came" in text and "in time" not in text
+
+
 def test_memory_of_worker_bound_streams_is_divided_by_those_that_live() -> None:
     document = point_report.merge([climbed(1.0)])
     aims = {aim.text: aim for aim in point_report.aims(document)}
