@@ -3,8 +3,9 @@
 
 A climb is one contender with one number of workers: a fresh server, streams opened level by level and kept, and at
 each level a look at everything. While it looks, a prober asks for a plain PHP page at a steady rate. A
-contender whose plain page no longer comes is asked for the highest level at once, and not for those between. At the
-end of the largest size's climb a fresh lot of short streams shows how many answers are complete to their last byte.
+contender whose plain page no longer comes is asked for the highest level at once, and not for those between. After the
+largest size's climb a fresh server is asked for a lot of short streams: how many of them are complete to their last
+byte in twice the time that one of them takes, counted from when the last was asked for?
 
 The server has one core, everything that plays a part around it (clients, prober, model) the others.
 """
@@ -50,6 +51,11 @@ class Settings:
     short: int  # streams of the last lot
     tokens: int  # events of each of them
     contenders: tuple[str, ...] = tuple(c.key for c in CONTENDERS)
+
+    @property
+    def grace(self) -> float:
+        """For the last lot to be complete, from when the last of it was asked for."""
+        return 2 * self.tokens / PACE
 
     def levels_of(self, workers: int) -> list[int]:
         """What is far beyond a small site's workers looks all the same: there the highest level is enough."""
@@ -276,11 +282,12 @@ class World:
         return look
 
     def _short(self, place: Door, settings: Settings) -> Look:
-        """Short streams, all asked for at the usual rate: how many are complete in twice their time?"""
+        """Short streams, all asked for at the usual rate: how many are complete, so many seconds after the last was asked
+        for as two of them take one after the other?"""
         streams = self._streams(place, settings.short, settings.tokens)
         try:
             streams.ask(f"grow {settings.short} {settings.rate} 0")
-            ended = streams.ask(f"finish {2 * settings.tokens / PACE}")
+            ended = streams.ask(f"finish {settings.grace}")
             return {
                 "wanted": settings.short,
                 "completed": ended["completed"],

@@ -10,6 +10,7 @@ from typing import Any
 from benchlib import plot
 from benchlib.door import CONTENDERS, Contender
 from benchlib.figures import Figure, figure, ratio, rounds
+from benchlib.point import Settings
 from benchlib.report import Aim, spread, table
 
 BOUND = ("mod_php", "php-fpm", "proxy")
@@ -160,7 +161,7 @@ def top_table(reading: Reading, workers: str) -> str:
     return table(head, rows)
 
 
-def short_table(reading: Reading, workers: str, tokens: int) -> str:
+def short_table(reading: Reading, workers: str, settings: Settings) -> str:
     rows = []
     for contender in reading.contenders(workers):
         wanted = reading.of(workers, contender.key, "short", "wanted")
@@ -168,7 +169,8 @@ def short_table(reading: Reading, workers: str, tokens: int) -> str:
             continue
         done, lost = (reading.of(workers, contender.key, "short", what) for what in ("completed", "failed"))
         rows.append([contender.title, f"{wanted.median:,.0f}", _cell(done), _cell(lost)])
-    return table([f"{tokens} events each", "asked for", "complete, to [DONE]", "failed"], rows) if rows else ""
+    within = f"complete, to [DONE], {settings.grace:g} s after the last was asked for"
+    return table([f"{settings.tokens} events each", "asked for", within, "failed"], rows) if rows else ""
 
 
 def generator_shares(reading: Reading) -> tuple[float, float]:
@@ -199,7 +201,7 @@ def report(document: dict[str, Any]) -> str:
     for workers in reading.workers():
         text += f"\n### {workers} workers\n\n![plain page](point-{workers}.svg)\n\n"
         text += page_table(reading, workers) + "\n" + top_table(reading, workers) + NO_FIGURE
-        short = short_table(reading, workers, settings["tokens"])
+        short = short_table(reading, workers, Settings(**settings))
         text += f"\n{short}" if short else ""
     text += "\n![memory per stream](point-memory.svg)\n\n" if reading.workers() else ""
     text += "".join(f"- *{c.title}*: {c.note}\n" for c in CONTENDERS)

@@ -109,6 +109,7 @@ def test_a_contender_that_stopped_answering_has_no_latency_in_table_and_chart() 
     text = point_report.report(document)
     row = next(line for line in text.splitlines() if line.startswith("| PHP streams, mod_php | 2.0"))
     assert row.endswith("| **0% answered** |")
+    assert "| 4 events each | asked for | complete, to [DONE], 8 s after the last was asked for | failed |" in text
     charts = point_report.charts(document)
     assert set(charts) == {"point-25.svg", "point-memory.svg"}
     # Three points of the one that lives, two of the one that stopped.
