@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Whole web servers, each with one way to answer a stream: what benchmarks/point compares.
+"""Whole web servers, each with one way to answer a stream: what `benchmarks/run point` compares.
 
 Everything is Debian's and has a configuration of its own below one temporary directory, on loopback. Where a setting is
 not said here it is the package's default. All PHP-FPM pools and all Apaches of one size are set alike and grow from a
@@ -202,7 +202,7 @@ def started(
 
 
 def end(process: subprocess.Popen[bytes]) -> None:
-    """SIGTERM, and after a while SIGKILL to the session that it leads and to its children."""
+    """SIGTERM, after a while SIGKILL, and then SIGKILL to all that were below it when that began."""
     rest = tree([process.pid])
     process.terminate()
     try:
