@@ -21,9 +21,9 @@ from pathlib import Path
 from typing import Any
 
 from benchlib import daemon, door, tools
-from benchlib.cpu import split_cores
+from benchlib.cpu import cpu_of, split_cores, tree, used_since
 from benchlib.figures import figure, rounds
-from benchlib.point import Talker, cpu_of, pss, used_since
+from benchlib.point import Talker, pss
 from benchlib.report import spread, table
 from benchlib.tools import BUILD, BenchmarkError, on_cores
 
@@ -152,7 +152,7 @@ def measure(settings: Settings, say: Callable[[str], None]) -> dict[str, Any]:
             own.write_bytes(message.read_bytes().replace(b"user-@", b"user-%d-@" % index))
             generators.append(Talker([str(BUILD / "streams"), str(sock), str(own), str(room), "steps"], others))
             stack.callback(generators[-1].stop)
-        base_pss, base_memory = pss(door.tree([supervisor])), kernel_memory()
+        base_pss, base_memory = pss(tree([supervisor])), kernel_memory()
         for level in levels:
             looks[str(level)] = look(level, generators, supervisor, settings, base_pss, base_memory)
             say(f"{level:,} streams: {looks[str(level)]['live']:,.0f} live")
@@ -184,7 +184,7 @@ def look(
         generator.say("count 1")
     for generator in generators:
         generator.hear()
-    pids = door.tree([supervisor])
+    pids = tree([supervisor])
     before = cpu_of(pids)
     for generator in generators:
         generator.say(f"count {settings.window} {1000 / settings.pace}")
@@ -279,8 +279,9 @@ def report(document: dict[str, Any]) -> str:
         f"Medians of {rounds(document['rounds'])}, quartiles in brackets. One daemon with {document['workers']} "
         f"workers, {document['generators']} generators,\n{document['descriptors']:,} descriptors each; an event every "
         f"{1 / document['pace']:g} seconds and stream. *The kernel's memory* is its objects (Slab) and TCP's\n"
-        "buffers, of both ends of every connection; a host has one of them. *Events that came*: the share of those that were "
-        "due since\neach stream's first one, but for the last quarter of an interval; how late they came, another column says.\n\n"
+        "buffers, of both ends of every connection; a host has one of them. *Events that came*: the share of "
+        "those that were due since\neach stream's first one, but for the last quarter of an interval; how late they "
+        "came, another column says.\n\n"
         "What this machine would have allowed, and what is short first:\n\n"
     )
     text += limits_table(document)

@@ -25,6 +25,7 @@ from pathlib import Path
 
 from benchlib import apache, daemon, tools
 from benchlib.apache import Apache, apxs, free_port
+from benchlib.cpu import tree
 from benchlib.publisher import Publisher
 from benchlib.tools import BENCHMARKS, BUILD, ROOT, BenchmarkError, on_cores
 
@@ -85,8 +86,8 @@ CONTENDERS = (
               "PHP-FPM behind nginx decides, nginx fetches the answer from the model; no Apache"),
     Contender("pushpin", "Pushpin", get("/grip.php?tokens={tokens}&pace={pace}"), ("fpm", "apache", "pushpin"),
               "PHP-FPM behind Apache event behind Pushpin decides; Pushpin holds the client and is told each event; "
-              "asked for 300 streams per second at most, because it loses some at a thousand; when its events are due the "
-              "publisher's clock says and not the stream's first event, so none can be called late or missing",
+              "asked for 300 streams per second at most, because it loses some at a thousand; when its events are due "
+              "the publisher's clock says and not the stream's first event, so none can be called late or missing",
               ends=False, timed=False, rate=300.0),
     Contender("handoff", "handoff, relayed", get("/handoff.php?tokens={tokens}&pace={pace}"),
               ("fpm", "daemon", "apache"),
@@ -219,26 +220,6 @@ def end(process: subprocess.Popen[bytes]) -> None:
     deadline = time.monotonic() + PATIENCE
     while any(Path(f"/proc/{pid}").exists() for pid in rest) and time.monotonic() < deadline:
         time.sleep(0.01)
-
-
-def tree(roots: list[int]) -> list[int]:
-    """These processes and all below them that are there now."""
-    found: list[int] = []
-    waiting = list(roots)
-    while waiting:
-        pid = waiting.pop()
-        try:
-            waiting += _below(pid)
-        except OSError:
-            continue
-        found.append(pid)
-    return found
-
-
-def _below(pid: int) -> list[int]:
-    """Of all threads: which one forked says nothing."""
-    tasks = Path(f"/proc/{pid}/task").iterdir()
-    return [int(word) for task in tasks for word in (task / "children").read_text().split()]
 
 
 @contextmanager

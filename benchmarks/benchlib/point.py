@@ -25,7 +25,7 @@ from pathlib import Path
 from typing import Any
 
 from benchlib import door, tools
-from benchlib.cpu import split_cores
+from benchlib.cpu import cpu_of, split_cores, tree, used_since
 from benchlib.daemon import Model, memory
 from benchlib.door import CONTENDERS, Contender, Door
 from benchlib.tools import BUILD, BenchmarkError, on_cores
@@ -121,21 +121,6 @@ class Talker:
         except subprocess.TimeoutExpired:
             self._process.kill()
             self._process.wait()
-
-
-def cpu_of(pids: list[int]) -> dict[int, int]:
-    """Nanoseconds of each process that is there; benchlib.cpu says how they are read."""
-    used: dict[int, int] = {}
-    for pid in pids:
-        with suppress(OSError):
-            tasks = Path(f"/proc/{pid}/task").iterdir()
-            used[pid] = sum(int((task / "schedstat").read_text().split()[0]) for task in tasks)
-    return used
-
-
-def used_since(before: dict[int, int], after: dict[int, int]) -> int:
-    """Processes that were started in between count from their beginning; those that ended do not count."""
-    return sum(max(0, value - before.get(pid, 0)) for pid, value in after.items())
 
 
 def cost_of_events(look: Look, idle: Look) -> float | None:
@@ -249,11 +234,11 @@ class World:
 
     @staticmethod
     def _look(place: Door, streams: Talker, prober: Talker, settings: Settings, level: int) -> Look:
-        before = cpu_of(door.tree(place.roots))
+        before = cpu_of(tree(place.roots))
         prober.say(f"count {settings.window}")
         began = time.monotonic()
         counted = streams.ask(f"count {settings.window} {1000 / PACE}")
-        used = used_since(before, cpu_of(door.tree(place.roots)))
+        used = used_since(before, cpu_of(tree(place.roots)))
         seconds = time.monotonic() - began
         page = prober.hear()
         if place.publisher is not None and place.publisher.failed:
@@ -270,7 +255,7 @@ class World:
             "events": counted["events"],
             "cpu_s": used / 1e9,
             "seconds": seconds,
-            "pss": pss(door.tree(place.roots)),
+            "pss": pss(tree(place.roots)),
             "generator_share": counted["cpu_seconds"] / counted["seconds"],
             "prober_share": page["cpu_seconds"] / page["seconds"],
         }
@@ -282,8 +267,7 @@ class World:
         return look
 
     def _short(self, place: Door, settings: Settings) -> Look:
-        """Short streams, all asked for at the usual rate: how many are complete, so many seconds after the last was asked
-        for as two of them take one after the other?"""
+        """Short streams, all asked for at the usual rate: how many are complete when ``grace`` is over?"""
         streams = self._streams(place, settings.short, settings.tokens)
         try:
             streams.ask(f"grow {settings.short} {settings.rate} 0")

@@ -17,9 +17,9 @@ BOUND = ("mod_php", "php-fpm", "proxy")
 """Whose stream holds a worker."""
 
 NO_FIGURE = (
-    "\n*-*: where less than 99 % of the plain pages are answered their latency has no meaning, and what the events cost "
-    "cannot be\ntold from what the pages cost, which is what they cost without a stream.\nPushpin's events are published to all streams by one "
-    "clock: a stream's first event says nothing about when the others are due.\n"
+    "\n*-*: where less than 99 % of the plain pages are answered their latency has no meaning, and what the events\n"
+    "cost cannot be told from what the pages cost, which is what they cost without a stream. Pushpin's events are\n"
+    "published by one clock for all streams: a stream's first event says nothing about when the others are due.\n"
 )
 
 Cells = dict[str, dict[str, dict[str, dict[str, list[float]]]]]
@@ -155,9 +155,9 @@ def top_table(reading: Reading, workers: str) -> str:
                 of("late_p99_ms", 0),
             ]
         )
-    head = [f"{int(top):,} streams wanted", "live", "not begun", "failed", "first event p99 ms", "pages answered, %", "page p50 ms", "p99 ms",
-            "p99, of idle", "PSS, MB", "PSS per live stream, KB", "CPU s per million events", "events that came, %",
-            "event late, p99 ms"]  # fmt: skip
+    head = [f"{int(top):,} streams wanted", "live", "not begun", "failed", "first event p99 ms", "pages answered, %",
+            "page p50 ms", "p99 ms", "p99, of idle", "PSS, MB", "PSS per live stream, KB", "CPU s per million events",
+            "events that came, %", "event late, p99 ms"]  # fmt: skip
     return table(head, rows)
 
 
@@ -191,8 +191,9 @@ def report(document: dict[str, Any]) -> str:
         f"at {settings['rate']:g} per\nsecond and stay; a plain PHP page is asked for {settings['probes']:g} times per "
         f"second and given {settings['patience']:g} s. *Not begun*: no event came\nin that time. Memory is "
         "all processes' PSS, Apache, PHP, daemon and nginx together, whatever they hold without a "
-        "stream\nincluded. *Events that came*: of those that were due since each live stream's first one, but for the last quarter of an "
-        f"interval;\nhow late they came, the last column says. The clients needed at most {clients:.0%} of a core, the prober {prober:.0%}.\n\n"
+        "stream\nincluded. *Events that came*: of those that were due since each live stream's first one, but for the "
+        "last quarter\nof an interval; how late they came, the last column says. The clients needed at most "
+        f"{clients:.0%} of a core,\nthe prober {prober:.0%}.\n\n"
         "| aim | limit | measured | |\n|---|---:|---:|---|\n"
     )
     for aim in aims(document):

@@ -18,7 +18,7 @@ from html import escape
 from pathlib import Path
 
 from benchlib import door, plot, point
-from benchlib.cpu import children
+from benchlib.cpu import children, tree
 from benchlib.tools import BUILD, BenchmarkError
 
 STREAMS = 200
@@ -108,7 +108,7 @@ def _perf(roots: list[int], scratch: Path) -> Stacks:
     data = str(scratch / "perf.data")
     for attempt in range(3):
         # perf gives up where one of them ends before it looks at it, as spare children of PHP-FPM do.
-        which = ",".join(str(pid) for pid in door.tree(roots))
+        which = ",".join(str(pid) for pid in tree(roots))
         command = ["perf", "record", "-q", "-F", "499", "-e", "cpu-clock", "-g", "-p", which, "-o", data]
         try:
             _run([*command, "sleep", str(SECONDS)])

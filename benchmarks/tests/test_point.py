@@ -21,7 +21,7 @@ BENCHMARKS = Path(__file__).resolve().parents[1]
 # E402: benchlib is no installed package, it lies beside the commands.
 sys.path.insert(0, str(BENCHMARKS))
 
-from benchlib import door, point, tools  # noqa: E402
+from benchlib import cpu, door, point, tools  # noqa: E402
 from benchlib.point import Talker  # noqa: E402
 from benchlib.tools import BUILD, BenchmarkError  # noqa: E402
 
@@ -251,7 +251,7 @@ def test_a_run_that_is_ended_leaves_nothing_behind(tmp_path: Path) -> None:
         assert run.stdout
         # The first level of the first climb: everything is there.
         seen = next(line for line in run.stdout if "10 streams: 10 live" in line)
-        pids = door.tree([run.pid])
+        pids = cpu.tree([run.pid])
         assert len(pids) > 5, seen
         run.terminate()
         run.communicate(timeout=60)
@@ -263,15 +263,30 @@ def test_a_run_that_is_ended_leaves_nothing_behind(tmp_path: Path) -> None:
     assert left == []
 
 
+def test_a_thread_that_ends_meanwhile_takes_nothing_from_its_process(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Or Apache's memory and CPU time would be missing from a figure whenever one of its threads ends."""
+    real = Path.iterdir
+    monkeypatch.setattr(Path, "iterdir", lambda path: iter([path / "4194305", *real(path)]))  # above any PID there is
+    own = os.getpid()
+    assert own in cpu.tree([own])
+    assert cpu.cpu_of([own])[own] > 0
+    monkeypatch.undo()
+    ended = subprocess.Popen(["true"])
+    ended.wait()
+    assert cpu.tree([ended.pid]) == [] and cpu.cpu_of([ended.pid]) == {}
+    with pytest.raises(BenchmarkError, match=f"have ended: .{ended.pid}"):
+        cpu.cpu_ns([own, ended.pid])
+
+
 def test_a_climb_leaves_no_process_behind() -> None:
     """Not even workers whose supervisor was killed."""
     parent = subprocess.Popen(
         ["sh", "-c", "trap '' TERM; sleep 300 & sleep 300 & wait"], stdout=subprocess.DEVNULL, start_new_session=True
     )
     deadline = time.monotonic() + 20
-    while len(door.tree([parent.pid])) < 3 and time.monotonic() < deadline:
+    while len(cpu.tree([parent.pid])) < 3 and time.monotonic() < deadline:
         time.sleep(0.02)
-    pids = door.tree([parent.pid])
+    pids = cpu.tree([parent.pid])
     assert len(pids) == 3
     door.end(parent)
     assert not any(Path(f"/proc/{pid}").exists() for pid in pids)
