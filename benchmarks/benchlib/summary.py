@@ -18,7 +18,7 @@ NOT_SOFTWARE = (
     "loop",
 )
 BUSY = 0.5
-"""Load average from which on a machine was busy with other things."""
+"""Load average above which, before every single round, a machine was busy with other things."""
 
 
 def loads(documents: dict[str, Document]) -> list[float]:
@@ -49,7 +49,9 @@ def caution(documents: dict[str, Document]) -> str:
             "**A quick run: it shows that everything is measured, its figures mean little.** It has a tenth of the "
             "streams or less, and one\nround; the targets are for all of them. "
         )
-    if loads(documents)[0] > BUSY:
+    # The first load is often that of whatever prepared the run, and the later ones have the run itself in them: a machine
+    # that was ever quiet before a round is not busy with other things.
+    if min(loads(documents)) > BUSY:
         text += (
             "**The machine was busy with other things.** Believe ratios, memory and CPU time,\n"
             "and not what is a time or a rate."

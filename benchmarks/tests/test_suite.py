@@ -375,7 +375,7 @@ def test_perfs_script_becomes_stacks_from_the_root_on() -> None:
 
 def test_the_report_says_that_a_busy_machines_times_mean_nothing() -> None:
     def document(load: float, quick: bool) -> dict[str, dict[str, Any]]:
-        return {"point": {"loads": [load, 3.0], "quick": quick}}
+        return {"point": {"loads": [2.5, 3.0], "quick": quick}, "daemon": {"loads": [load], "quick": quick}}
 
     assert summary.caution(document(0.1, False)) == ""
     assert "busy" in summary.caution(document(2.0, False))
