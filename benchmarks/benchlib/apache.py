@@ -18,7 +18,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from benchlib.cpu import children
-from benchlib.tools import BUILD, BenchmarkError, on_cores
+from benchlib.tools import BUILD, BenchmarkError, spawn
 
 WORKERS = 32
 PROCESSES = 2  # of a threaded MPM
@@ -146,13 +146,13 @@ class Apache:
         path = self.root / "httpd.conf"
         path.write_text(self._configuration())
         with (self.root / "logs" / "stderr").open("wb") as stderr:
-            self._process = subprocess.Popen(
+            self._process = spawn(
                 [*under, binary(), "-X" if under else "-DFOREGROUND", "-f", str(path)],
+                self.cores,
                 stdin=subprocess.DEVNULL,
                 stdout=subprocess.DEVNULL,
                 stderr=stderr,
                 start_new_session=True,  # prefork stops its children by a signal to its group
-                preexec_fn=on_cores(self.cores),
             )
         expected = 0 if under else 1 if self.sizes else WORKERS if self.mpm == "prefork" else PROCESSES
         deadline = time.monotonic() + PATIENCE

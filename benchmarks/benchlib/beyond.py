@@ -11,7 +11,6 @@ from __future__ import annotations
 import os
 import resource
 import shutil
-import subprocess
 import tempfile
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -25,7 +24,7 @@ from benchlib.cpu import cpu_of, split_cores, tree, used_since
 from benchlib.figures import figure, rounds
 from benchlib.point import Talker, pss
 from benchlib.report import spread, table
-from benchlib.tools import BUILD, BenchmarkError, on_cores
+from benchlib.tools import BUILD, BenchmarkError, spawn
 
 SPARE = 1000
 """Descriptors of a process that are not for streams."""
@@ -110,13 +109,8 @@ def serving(directory: Path, workers: int, cores: set[int]) -> Iterator[tuple[Pa
     command = [daemon.PYTHON, "-m", "streaming_daemon", "--config", str(config), "--socket", str(sock)]
     command += ["--control", str(directory / "control.sock")]
     with log.open("wb") as out:
-        started = subprocess.Popen(
-            command,
-            stdout=out,
-            stderr=out,
-            env={**os.environ, "PYTHONPATH": str(daemon.DAEMON)},
-            preexec_fn=on_cores(cores),
-        )
+        environ = {**os.environ, "PYTHONPATH": str(daemon.DAEMON)}
+        started = spawn(command, cores, stdout=out, stderr=out, env=environ)
     try:
         deadline = time.monotonic() + door.PATIENCE
         while not (sock.exists() and "serving" in log.read_text()):

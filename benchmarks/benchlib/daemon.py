@@ -34,7 +34,7 @@ from benchlib.apache import free_port
 from benchlib.cpu import children, cpu_ns, split_cores
 from benchlib.figures import figure, ratio
 from benchlib.report import Aim, spread, table
-from benchlib.tools import BENCHMARKS, BUILD, CACHE, ROOT, BenchmarkError, on_cores
+from benchlib.tools import BENCHMARKS, BUILD, CACHE, ROOT, BenchmarkError, spawn
 
 CONTENDERS = ("ours", "go", "naive", "null")
 DAEMON = ROOT / "daemon-src"
@@ -214,13 +214,9 @@ class Generator:
     """src/streams.c, line by line."""
 
     def __init__(self, cores: set[int], sock: Path, message: Path, streams: int, how: tuple[str, ...]) -> None:
-        self._process = subprocess.Popen(
-            [str(BUILD / "streams"), str(sock), str(message), str(streams), *how],
-            stdin=subprocess.PIPE,
-            stdout=subprocess.PIPE,
-            stderr=subprocess.PIPE,
-            text=True,
-            preexec_fn=on_cores(cores),
+        command = [str(BUILD / "streams"), str(sock), str(message), str(streams), *how]
+        self._process = spawn(
+            command, cores, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
         )
 
     def line(self) -> dict[str, Any]:
@@ -256,13 +252,8 @@ class Model:
 
     def __init__(self, cores: set[int], more: list[str]) -> None:
         self.port = free_port()
-        self._process = subprocess.Popen(
-            [str(BUILD / "llm"), str(self.port), *more],
-            stdout=subprocess.PIPE,
-            stderr=subprocess.PIPE,
-            text=True,
-            preexec_fn=on_cores(cores),
-        )
+        command = [str(BUILD / "llm"), str(self.port), *more]
+        self._process = spawn(command, cores, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
         if self._line() != "ready\n":
             assert self._process.stderr is not None
             raise BenchmarkError(f"the stand-in for the model did not start: {self._process.stderr.read().strip()}")
@@ -286,7 +277,8 @@ class Model:
 
     def _line(self) -> str:
         assert self._process.stdout is not None
-        return self._process.stdout.readline()
+        line: str = self._process.stdout.readline()
+        return line
 
 
 @dataclass(slots=True)
@@ -408,9 +400,7 @@ class Bench:
         else:
             command = [str(BUILD / "nullstream"), str(sock)]
         with (directory / "log").open("wb") as log:
-            started = subprocess.Popen(
-                command, stdout=log, stderr=log, env=environ, cwd=directory, preexec_fn=on_cores(self.ours)
-            )
+            started = spawn(command, self.ours, stdout=log, stderr=log, env=environ, cwd=directory)
         try:
             yield Process(started, self._worker(started, sock, contender, directory / "log"), way.proxy)
         except BenchmarkError as error:

@@ -27,7 +27,7 @@ from benchlib import apache, daemon, tools
 from benchlib.apache import Apache, apxs, free_port
 from benchlib.cpu import tree
 from benchlib.publisher import Publisher
-from benchlib.tools import BENCHMARKS, BUILD, ROOT, BenchmarkError, on_cores
+from benchlib.tools import BENCHMARKS, BUILD, ROOT, BenchmarkError, spawn
 
 PATIENCE = 30.0
 THREADS = 25
@@ -180,14 +180,14 @@ def started(
     log = door.directory / f"{name}.log"
     door.logs.append(log)
     with log.open("wb") as out:
-        process = subprocess.Popen(
+        process = spawn(
             command,
+            door.cores,
             stdin=subprocess.DEVNULL,
             stdout=out,
             stderr=out,
             env=environ,
             start_new_session=True,
-            preexec_fn=on_cores(door.cores),
         )
     try:
         deadline = time.monotonic() + PATIENCE

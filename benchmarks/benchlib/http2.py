@@ -8,13 +8,12 @@ from __future__ import annotations
 
 import shutil
 import socket
-import subprocess
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-from benchlib.tools import BenchmarkError, on_cores
+from benchlib.tools import BenchmarkError, spawn
 
 _PATIENCE = 10.0
 _COMMON = """
@@ -76,9 +75,7 @@ def _haproxy(directory: Path, name: str, cores: set[int], sections: str, listens
     config.write_text(_COMMON + sections)
     log = directory / f"{name}.log"
     with log.open("wb") as out:
-        process = subprocess.Popen(
-            [program, "-db", "-f", str(config)], stdout=out, stderr=out, preexec_fn=on_cores(cores)
-        )
+        process = spawn([program, "-db", "-f", str(config)], cores, stdout=out, stderr=out)
     try:
         deadline = time.monotonic() + _PATIENCE
         while not listens():

@@ -28,7 +28,7 @@ from benchlib import door, tools
 from benchlib.cpu import cpu_of, split_cores, tree, used_since
 from benchlib.daemon import Model, memory
 from benchlib.door import CONTENDERS, Contender, Door
-from benchlib.tools import BUILD, BenchmarkError, on_cores
+from benchlib.tools import BUILD, BenchmarkError, spawn
 
 PACE = 1.0
 """Events per second of each stream."""
@@ -75,22 +75,15 @@ class Talker:
     """A program that answers each line with one of JSON."""
 
     def __init__(self, command: list[str], cores: set[int], nice: int = 0) -> None:
-        def settle() -> None:
-            on_cores(cores)()
-            if nice:
-                # Root may; others measure with a prober that waits for its turn like everybody.
-                with suppress(PermissionError):
-                    os.setpriority(os.PRIO_PROCESS, 0, nice)
-
         self._name = Path(command[0]).name
-        self._process = subprocess.Popen(
-            command,
-            stdin=subprocess.PIPE,
-            stdout=subprocess.PIPE,
-            stderr=subprocess.PIPE,
-            text=True,
-            preexec_fn=settle,
+        self._process = spawn(
+            command, cores, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
         )
+        if nice:
+            # Root may; others measure with a prober that waits for its turn like everybody. It has one thread, and has
+            # nothing to do before it is asked.
+            with suppress(PermissionError):
+                os.setpriority(os.PRIO_PROCESS, self._process.pid, nice)
 
     def say(self, line: str) -> None:
         assert self._process.stdin is not None

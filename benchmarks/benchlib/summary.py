@@ -49,8 +49,8 @@ def caution(documents: dict[str, Document]) -> str:
             "**A quick run: it shows that everything is measured, its figures mean little.** It has a tenth of the "
             "streams or less, and one\nround; the targets are for all of them. "
         )
-    # The first load is often that of whatever prepared the run, and the later ones have the run itself in them: a machine
-    # that was ever quiet before a round is not busy with other things.
+    # The first load is often that of whatever prepared the run, and the later ones have the run itself in them: a
+    # machine that was quiet before any round is not busy with other things.
     if min(loads(documents)) > BUSY:
         text += (
             "**The machine was busy with other things.** Believe ratios, memory and CPU time,\n"

@@ -8,7 +8,8 @@ import os
 import signal
 import subprocess
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -42,9 +43,25 @@ def answer_body() -> bytes:
     return "".join(literals.split('"')[1::2]).replace("\\n", "\n").encode()
 
 
-def on_cores(cores: set[int]) -> Callable[[], None]:
-    """For preexec_fn: the child and its children run on these cores only."""
-    return lambda: os.sched_setaffinity(0, cores)
+@contextmanager
+def on_cores(cores: set[int]) -> Iterator[None]:
+    """What is started in here, and its children, run on these cores only, from their first instruction on.
+
+    sched_setaffinity(2) is about one thread, here the calling one, and a child begins with what that has: so no Python
+    has to run between fork(2) and execve(2), where a lock that another thread held is held for ever.
+    """
+    before = os.sched_getaffinity(0)
+    os.sched_setaffinity(0, cores)
+    try:
+        yield
+    finally:
+        os.sched_setaffinity(0, before)
+
+
+def spawn(command: list[str], cores: set[int], **options: Any) -> subprocess.Popen[Any]:
+    """A process on these cores; ``options`` are Popen's."""
+    with on_cores(cores):
+        return subprocess.Popen(command, **options)
 
 
 @dataclass(frozen=True, slots=True)
@@ -69,9 +86,8 @@ class Generator:
         command = [str(BUILD / "loadgen"), str(port), uri, str(connections), amount]
         if keep_alive:
             command.append("keep-alive")
-        done = subprocess.run(
-            command, capture_output=True, text=True, check=False, timeout=600, preexec_fn=on_cores(self.cores)
-        )
+        with on_cores(self.cores):
+            done = subprocess.run(command, capture_output=True, text=True, check=False, timeout=600)
         if done.returncode != 0:
             raise BenchmarkError(f"{' '.join(command)} failed: {done.stderr}")
         load = Load(**json.loads(done.stdout))
@@ -86,16 +102,15 @@ class Receiver:
     """The daemon of the benchmarks, listening at each KIND:WHERE."""
 
     def __init__(self, places: list[str], cores: set[int]) -> None:
-        self._process = subprocess.Popen(
-            [str(BUILD / "receiver"), *places], stdout=subprocess.PIPE, text=True, preexec_fn=on_cores(cores)
-        )
+        self._process = spawn([str(BUILD / "receiver"), *places], cores, stdout=subprocess.PIPE, text=True)
         if self._line() != "ready\n":
             self.stop()
             raise BenchmarkError(f"the receiver did not start: {places}")
 
     def _line(self) -> str:
         assert self._process.stdout is not None
-        return self._process.stdout.readline()
+        line: str = self._process.stdout.readline()
+        return line
 
     @property
     def pid(self) -> int:
@@ -126,7 +141,7 @@ def output(command: list[str]) -> str:
 
 def started(command: list[str], cores: set[int], ready: Callable[[], bool]) -> subprocess.Popen[bytes]:
     """A program that runs until it is stopped."""
-    process = subprocess.Popen(command, stdout=subprocess.DEVNULL, preexec_fn=on_cores(cores))
+    process = spawn(command, cores, stdout=subprocess.DEVNULL)
     deadline = time.monotonic() + 30
     while not ready():
         if process.poll() is not None or time.monotonic() > deadline:

@@ -263,6 +263,23 @@ def test_a_run_that_is_ended_leaves_nothing_behind(tmp_path: Path) -> None:
     assert left == []
 
 
+def test_a_program_has_its_cores_and_its_priority_before_it_does_anything_and_we_keep_ours() -> None:
+    """Its threads and children would keep the others; and a thread of ours that holds a lock must not matter."""
+    own = os.sched_getaffinity(0)
+    one = {max(own)}
+    code = "import os; print(sorted(os.sched_getaffinity(0))); print(os.getpriority(os.PRIO_PROCESS, 0), flush=True)"
+    talker = Talker([sys.executable, "-c", f"input(); {code}"], one, nice=3)
+    try:
+        talker.say("go")
+        assert talker.hear() == list(one) and talker.hear() == 3
+    finally:
+        talker.stop()
+    assert os.sched_getaffinity(0) == own
+    with pytest.raises(FileNotFoundError):
+        tools.spawn(["/no/such/program"], one)
+    assert os.sched_getaffinity(0) == own
+
+
 def test_a_thread_that_ends_meanwhile_takes_nothing_from_its_process(monkeypatch: pytest.MonkeyPatch) -> None:
     """Or Apache's memory and CPU time would be missing from a figure whenever one of its threads ends."""
     real = Path.iterdir
