@@ -74,6 +74,7 @@ typedef struct {
     int64_t began;                /* 0: the handoff was not tried yet                             */
     int64_t first_at;
     unsigned have, seen;          /* bytes in tail; events after the first                        */
+    unsigned counted_in;          /* the look whose `events` have the last event                  */
     char tail[TAIL];
 } client;
 
@@ -97,6 +98,7 @@ static int front_door;                  /* the target is a web server */
 static struct sockaddr_in door;
 static long opened;                     /* of `clients`, by steps */
 static unsigned long long events, bytes, reads;
+static unsigned look = 1;               /* how often `events` began anew */
 static unsigned long handed, firsts, completed, retries;
 static unsigned long failed_handoff, failed_status, failed_cut, failed_late;
 static int64_t last_first;
@@ -335,6 +337,7 @@ static void look_at(client *c, const char *data, size_t length)
         else if (++c->matched == sizeof(MARK) - 1) {
             c->matched = 0;
             events++;
+            c->counted_in = look;
             if (!c->first) {
                 c->first = 1;
                 firsts++;
@@ -371,7 +374,10 @@ static int on_readable(client *c)
     }
     if (n == 0 && memmem(c->tail, c->have, "data: [DONE]", 12) != NULL) {
         completed++;
-        events--;                       /* the mark of the end is no event */
+        /* The mark of the end is no event; one that came before this look is in no number of its. */
+        if (c->counted_in == look) {
+            events--;
+        }
     }
     else if (front_door && !c->began_reading) {
         failed_handoff++;
@@ -522,6 +528,7 @@ static void count(double seconds, double interval_ms)
     int quiet = 0;
 
     events = bytes = reads = 0;
+    look++;
     latenesses.count = 0;
     interval = (int64_t)(interval_ms * 1e6);
     while (now_ns() < stop) {

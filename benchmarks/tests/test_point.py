@@ -130,6 +130,24 @@ def test_an_event_that_does_not_come_is_missed(tmp_path: Path) -> None:
     assert seen["behind"] >= seen["due"] / 2 - 1 > 5
 
 
+def test_an_end_whose_mark_came_before_the_look_takes_no_event_from_it(tmp_path: Path) -> None:
+    """The server's FIN may come long after its last bytes: nothing came in the second look, and not less than that."""
+    over = threading.Event()
+
+    def answer(number: int, connection: socket.socket) -> None:
+        del number
+        connection.sendall(HEAD + EVENT + DONE)
+        over.wait(20)
+
+    with answering(answer) as port, streams(port, 1, tmp_path) as talker:
+        talker.ask("grow 1 1000 5")
+        talker.ask("count 0.3")
+        over.set()
+        seen = talker.ask("count 0.3")
+        assert talker.ask("finish 20")["completed"] == 1
+    assert seen["events"] == 0
+
+
 def test_finish_waits_for_the_last_events_of_all(tmp_path: Path) -> None:
     def answer(number: int, connection: socket.socket) -> None:
         connection.sendall(HEAD + EVENT)
