@@ -30,6 +30,9 @@ CHARTS = {
 TOKENS_PER_SECOND = 20
 """Of a language model that somebody reads along with: what the sizing table reckons with."""
 
+MOST_WORKERS = 64
+"""Of one daemon (streaming_daemon/config.py): what needs more needs another host."""
+
 SECONDS_PER_STREAM = 30
 """The same of how long an answer takes."""
 
@@ -46,7 +49,7 @@ def facts(name: str) -> dict[str, str]:
     found = {"run": name, "about": summary.about(documents), "caution": summary.caution(documents)}
     for part in parts.PARTS:
         found |= part.facts(documents[part.key])
-    found["sizing"] = sizing(documents).strip()
+    found["sizing"] = sizes(documents)
     found["targets"] = targets(documents).strip()
     return found
 
@@ -60,6 +63,11 @@ def targets(documents: dict[str, parts.Document]) -> str:
             value = spread(aim.value, 0 if aim.limit >= 1000 else 3)
             rows.append([aim.text, bound, value, "met" if aim.met else "**missed**"])
     return table(["target", "limit", "measured", ""], rows)
+
+
+def sizes(documents: dict[str, parts.Document]) -> str:
+    """The sizing table, after what the top of the page warns of: who looks for sizes does not begin to read there."""
+    return f"{summary.caution(documents)}\n\n{sizing(documents)}".strip()
 
 
 def sizing(documents: dict[str, parts.Document]) -> str:
@@ -78,15 +86,17 @@ def sizing(documents: dict[str, parts.Document]) -> str:
     rows = []
     for streams in (1_000, 10_000, 100_000):
         cores = streams * TOKENS_PER_SECOND * event / 1e6
-        workers = max(1, math.ceil(cores / 0.7))  # a worker that is always busy answers late
+        needed = max(1, math.ceil(cores / 0.7))  # a worker that is always busy answers late
+        hosts = math.ceil(needed / MOST_WORKERS)
+        workers = min(needed, MOST_WORKERS)
         starts = streams / SECONDS_PER_STREAM
         rows.append(
             [
                 f"{streams:,}",
                 f"{cores:,.1f}",
-                f"{workers}",
+                f"{workers}" if hosts == 1 else f"{workers} on each of {hosts} hosts",
                 f"{2 * math.ceil(streams / workers) + 1024:,}",
-                f"{(streams * stream + workers * base) / 1e6:,.0f} MB",
+                f"{(streams * stream + workers * hosts * base) / 1e6:,.0f} MB",
                 f"{2 * streams * kernel / 1e6:,.0f} MB",
                 f"{starts:,.0f}",
                 f"{starts * handed / 1e6:.1%}",

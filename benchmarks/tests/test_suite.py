@@ -289,8 +289,10 @@ def test_the_sizing_table_reckons_with_the_runs_figures() -> None:
         "handoff": {"mpms": {"event": {"samples": {"envelope": {"16": {"httpd_cpu_us": [60.0]}}}}}},
         "beyond": {"samples": {"500": {"kernel_per_stream": [1.0]}, "5000": {"kernel_per_stream": [8000.0]}}},
     }
-    row = publish.sizing(documents).splitlines()[2]
-    assert row == "| 1,000 | 0.8 | 2 | 2,024 | 64 MB | 8 MB | 33 | 0.2% |"
+    rows = publish.sizing(documents).splitlines()
+    assert rows[2] == "| 1,000 | 0.8 | 2 | 2,024 | 64 MB | 8 MB | 33 | 0.2% |"
+    # 80 cores want 115 workers; a daemon has 64 at most, and each of them has to be able to hold a sixty-fourth.
+    assert rows[4] == "| 100,000 | 80.0 | 64 on each of 2 hosts | 4,150 | 4,240 MB | 800 MB | 3,333 | 20.0% |"
     del documents["beyond"]["samples"]["5000"]["kernel_per_stream"]
     with pytest.raises(BenchmarkError, match="kernel_per_stream"):
         publish.sizing(documents)
@@ -311,6 +313,21 @@ def test_a_wrong_argument_is_named_with_what_there_is(arguments: list[str], said
     done = subprocess.run([str(BENCHMARKS / "run"), *arguments], capture_output=True, text=True, check=False)
     assert done.returncode == 2
     assert said in done.stderr
+
+
+def test_a_daemon_has_as_many_workers_as_its_configuration_allows() -> None:
+    text = (BENCHMARKS.parent / "daemon-src" / "streaming_daemon" / "config.py").read_text()
+    found = re.search(r'integer\("workers", default\.workers, 0, (\d+)\)', text)
+    assert found and int(found[1]) == publish.MOST_WORKERS
+
+
+@pytest.mark.parametrize("quick", [True, False])
+def test_the_sizes_of_a_quick_run_are_not_given_without_the_caution(
+    quick: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(publish, "sizing", lambda documents: "| the table |")
+    text = publish.sizes({"point": {"quick": quick, "loads": [0.1]}})
+    assert text.startswith("**A quick run") == quick and text.endswith("| the table |")
 
 
 def test_a_run_without_a_scenario_is_not_published() -> None:
