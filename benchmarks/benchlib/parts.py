@@ -220,6 +220,7 @@ def _daemon_facts(document: Document) -> dict[str, str]:
                 ("rss_per_stream", 0),
                 ("cpu_s_per_million", 1),
                 ("handoffs_per_second", 0),
+                ("handoffs_per_cpu_second", 0),
                 ("base_rss", 0),
             ):
                 if cell.get(what):

@@ -256,7 +256,9 @@ def facts(document: dict[str, Any]) -> dict[str, str]:
         return {}
     workers = reading.workers()[-1]
     top = reading.levels(workers)[-1]
+    clients, prober = generator_shares(reading)
     found = {"workers": workers, "top": f"{int(top):,}"}
+    found |= {"point_clients_share": f"{clients * 100:.0f}", "point_prober_share": f"{prober * 100:.0f}"}
     for who in (c.key for c in CONTENDERS):
         for what, name, scale, form in (
             ("p99_ms", "page_p99", 1, ".1f"),
