@@ -13,16 +13,14 @@ import signal
 import socket
 import subprocess
 import tempfile
-import time
 from dataclasses import dataclass, field
 from pathlib import Path
 
 from benchlib.cpu import children
-from benchlib.tools import BUILD, BenchmarkError, spawn
+from benchlib.tools import BUILD, PATIENCE, BenchmarkError, accepts, spawn, wait_until
 
 WORKERS = 32
 PROCESSES = 2  # of a threaded MPM
-PATIENCE = 30.0
 
 DEFAULT_MODULES = (
     "access_compat",
@@ -155,16 +153,15 @@ class Apache:
                 start_new_session=True,  # prefork stops its children by a signal to its group
             )
         expected = 0 if under else 1 if self.sizes else WORKERS if self.mpm == "prefork" else PROCESSES
-        deadline = time.monotonic() + PATIENCE
-        while not (self._listens() and len(self.workers()) >= expected):
-            if self._process.poll() is not None or time.monotonic() > deadline:
-                self.stop()
-                raise BenchmarkError(f"httpd ({self.mpm}) did not start:\n{self.complaints()}")
-            time.sleep(0.02)
-
-    def _listens(self) -> bool:
-        with socket.socket() as probe:
-            return probe.connect_ex(("127.0.0.1", self.port)) == 0
+        try:
+            wait_until(
+                self._process,
+                lambda: accepts(self.port) and len(self.workers()) >= expected,
+                lambda: f"httpd ({self.mpm}) did not start:\n{self.complaints()}",
+            )
+        except BenchmarkError:
+            self.stop()
+            raise
 
     def complaints(self) -> str:
         """The ends of what it wrote to its error log and to standard error."""

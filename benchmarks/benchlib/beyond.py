@@ -12,7 +12,6 @@ import os
 import resource
 import shutil
 import tempfile
-import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
@@ -24,7 +23,7 @@ from benchlib.cpu import cpu_of, split_cores, tree, used_since
 from benchlib.figures import figure, rounds
 from benchlib.point import Talker, pss
 from benchlib.report import spread, table
-from benchlib.tools import BUILD, BenchmarkError, spawn
+from benchlib.tools import BUILD, BenchmarkError, spawn, wait_until
 
 SPARE = 1000
 """Descriptors of a process that are not for streams."""
@@ -112,11 +111,11 @@ def serving(directory: Path, workers: int, cores: set[int]) -> Iterator[tuple[Pa
         environ = {**os.environ, "PYTHONPATH": str(daemon.DAEMON)}
         started = spawn(command, cores, stdout=out, stderr=out, env=environ)
     try:
-        deadline = time.monotonic() + door.PATIENCE
-        while not (sock.exists() and "serving" in log.read_text()):
-            if started.poll() is not None or time.monotonic() > deadline:
-                raise BenchmarkError(f"the daemon did not start: {log.read_text()[-2000:]}")
-            time.sleep(0.02)  # the interval of a bounded poll
+        wait_until(
+            started,
+            lambda: sock.exists() and "serving" in log.read_text(),
+            lambda: "the daemon did not start",
+        )
         yield sock, started.pid
     except BenchmarkError as error:
         raise BenchmarkError(f"{error}\n{log.read_text()[-2000:]}") from None

@@ -24,7 +24,7 @@ import sys
 import tempfile
 import time
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import ExitStack, contextmanager, suppress
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -34,7 +34,7 @@ from benchlib.apache import free_port
 from benchlib.cpu import children, cpu_ns, split_cores
 from benchlib.figures import figure, ratio
 from benchlib.report import Aim, spread, table
-from benchlib.tools import BENCHMARKS, BUILD, CACHE, ROOT, BenchmarkError, spawn
+from benchlib.tools import BENCHMARKS, BUILD, CACHE, ROOT, BenchmarkError, kill_all, spawn, wait_until
 
 CONTENDERS = ("ours", "go", "naive", "null")
 DAEMON = ROOT / "daemon-src"
@@ -409,26 +409,21 @@ class Bench:
             workers = children(started.pid) if started.poll() is None else []
             started.kill()
             started.wait()
-            for pid in workers:
-                with suppress(ProcessLookupError):
-                    os.kill(pid, 9)
-            deadline = time.monotonic() + PATIENCE
-            while any(Path(f"/proc/{pid}").exists() for pid in workers) and time.monotonic() < deadline:
-                time.sleep(0.01)
+            kill_all(workers)
 
     @staticmethod
     def _worker(started: subprocess.Popen[Any], sock: Path, contender: str, log: Path) -> int:
         """The process that holds the streams, once it is there."""
-        deadline = time.monotonic() + PATIENCE
-        while time.monotonic() < deadline and started.poll() is None:
-            if contender == "go" and Path(f"/proc/{started.pid}/exe").resolve().name == "streaming_daemon_go":
-                return started.pid
-            if contender != "ours" and "ready" in log.read_text():
-                return started.pid
-            if contender == "ours" and sock.exists() and "serving" in log.read_text():
-                return children(started.pid)[0]
-            time.sleep(0.02)
-        raise BenchmarkError(f"{contender} did not start")
+
+        def ready() -> bool:
+            if contender == "go":
+                return Path(f"/proc/{started.pid}/exe").resolve().name == "streaming_daemon_go"
+            return (contender != "ours" or sock.exists()) and (
+                "serving" if contender == "ours" else "ready"
+            ) in log.read_text()
+
+        wait_until(started, ready, lambda: f"{contender} did not start")
+        return children(started.pid)[0] if contender == "ours" else started.pid
 
 
 @contextmanager

@@ -14,10 +14,8 @@ import hmac
 import math
 import os
 import shutil
-import socket
 import subprocess
 import tempfile
-import time
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, ExitStack, contextmanager
 from dataclasses import dataclass, field
@@ -27,9 +25,8 @@ from benchlib import apache, daemon, tools
 from benchlib.apache import Apache, apxs, free_port
 from benchlib.cpu import tree
 from benchlib.publisher import Publisher
-from benchlib.tools import BENCHMARKS, BUILD, ROOT, BenchmarkError, spawn
+from benchlib.tools import BENCHMARKS, BUILD, ROOT, BenchmarkError, accepts, kill_all, spawn, wait_until
 
-PATIENCE = 30.0
 THREADS = 25
 """Of one process of the event MPM, Debian's default."""
 
@@ -190,11 +187,7 @@ def started(
             start_new_session=True,
         )
     try:
-        deadline = time.monotonic() + PATIENCE
-        while not ready():
-            if process.poll() is not None or time.monotonic() > deadline:
-                raise BenchmarkError(f"{name} did not start: {' '.join(command)}")
-            time.sleep(0.02)  # the interval of a bounded poll
+        wait_until(process, ready, lambda: f"{name} did not start: {' '.join(command)}")
         if counted:
             door.roots.append(process.pid)
         yield process
@@ -203,7 +196,9 @@ def started(
 
 
 def end(process: subprocess.Popen[bytes]) -> None:
-    """SIGTERM, after a while SIGKILL, and then SIGKILL to all that were below it when that began."""
+    """SIGTERM, after a while SIGKILL, and then SIGKILL to all that were below it when that began.
+
+    Raises BenchmarkError where one of them stays."""
     rest = tree([process.pid])
     process.terminate()
     try:
@@ -212,14 +207,7 @@ def end(process: subprocess.Popen[bytes]) -> None:
         process.kill()
         process.wait()
     # The daemon's workers live on without their supervisor, as they are meant to.
-    for pid in rest:
-        try:
-            os.kill(pid, 9)
-        except ProcessLookupError:
-            continue
-    deadline = time.monotonic() + PATIENCE
-    while any(Path(f"/proc/{pid}").exists() for pid in rest) and time.monotonic() < deadline:
-        time.sleep(0.01)
+    kill_all(rest)
 
 
 @contextmanager
@@ -437,15 +425,6 @@ def _pushpin(door: Door) -> Iterator[None]:
         Publisher(publish, lambda number: f"user-{number:08x}", others) as door.publisher,
     ):
         yield
-
-
-def accepts(*ports: int) -> bool:
-    """Whether somebody listens at all of these."""
-    for port in ports:
-        with socket.socket() as probe:
-            if probe.connect_ex(("127.0.0.1", port)) != 0:
-                return False
-    return True
 
 
 @contextmanager

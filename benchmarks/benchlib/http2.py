@@ -7,15 +7,12 @@ daemon ── HTTP/1.1, Unix socket ──▶ egress ── HTTP/2, TLS ──�
 from __future__ import annotations
 
 import shutil
-import socket
-import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-from benchlib.tools import BenchmarkError, spawn
+from benchlib.tools import BenchmarkError, accepts, spawn, wait_until
 
-_PATIENCE = 10.0
 _COMMON = """
 global
     maxconn 9000
@@ -48,7 +45,7 @@ def provider(directory: Path, cores: set[int], port: int, model: int, certificat
     pem = directory / "provider.pem"
     pem.write_bytes(certificate.read_bytes() + key.read_bytes())
     sections = _PROVIDER.format(port=port, pem=pem, model=model)
-    with _haproxy(directory, "provider", cores, sections, lambda: _accepts(port)):
+    with _haproxy(directory, "provider", cores, sections, lambda: accepts(port)):
         yield
 
 
@@ -59,11 +56,6 @@ def egress(directory: Path, cores: set[int], port: int, certificate: Path) -> It
     sections = _EGRESS.format(path=path, port=port, certificate=certificate)
     with _haproxy(directory, "egress", cores, sections, path.exists) as pid:
         yield path, pid
-
-
-def _accepts(port: int) -> bool:
-    with socket.socket() as sock:
-        return sock.connect_ex(("127.0.0.1", port)) == 0
 
 
 @contextmanager
@@ -77,11 +69,7 @@ def _haproxy(directory: Path, name: str, cores: set[int], sections: str, listens
     with log.open("wb") as out:
         process = spawn([program, "-db", "-f", str(config)], cores, stdout=out, stderr=out)
     try:
-        deadline = time.monotonic() + _PATIENCE
-        while not listens():
-            if process.poll() is not None or time.monotonic() > deadline:
-                raise BenchmarkError(f"HAProxy did not start: {log.read_text().strip()}")
-            time.sleep(0.01)  # the interval of a bounded poll
+        wait_until(process, listens, lambda: f"HAProxy did not start: {log.read_text().strip()}")
         yield process.pid
     finally:
         process.kill()

@@ -6,10 +6,11 @@ from __future__ import annotations
 import json
 import os
 import signal
+import socket
 import subprocess
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -19,6 +20,13 @@ ROOT = BENCHMARKS.parent
 CACHE = ROOT / ".cache" / "benchmarks"
 BUILD = CACHE / "build"
 MODULE = ROOT / "module-src" / "build" / "mod_socket_handoff.so"
+
+
+PATIENCE = 30.0
+"""Seconds in which a program starts, or ends."""
+
+POLL = 0.02
+"""Seconds between two looks at something that does not tell by itself."""
 
 
 class BenchmarkError(Exception):
@@ -142,13 +150,50 @@ def output(command: list[str]) -> str:
 def started(command: list[str], cores: set[int], ready: Callable[[], bool]) -> subprocess.Popen[bytes]:
     """A program that runs until it is stopped."""
     process = spawn(command, cores, stdout=subprocess.DEVNULL)
-    deadline = time.monotonic() + 30
+    try:
+        wait_until(process, ready, lambda: f"{' '.join(command)} did not start")
+    except BenchmarkError:
+        stopped(process)
+        raise
+    return process
+
+
+def wait_until(process: subprocess.Popen[Any], ready: Callable[[], bool], complaint: Callable[[], str]) -> None:
+    """Raises BenchmarkError with the complaint where the process ends before it is ready, or PATIENCE does."""
+    deadline = time.monotonic() + PATIENCE
     while not ready():
         if process.poll() is not None or time.monotonic() > deadline:
-            stopped(process)
-            raise BenchmarkError(f"{' '.join(command)} did not start")
-        time.sleep(0.01)  # the interval of a bounded poll
-    return process
+            raise BenchmarkError(complaint())
+        time.sleep(POLL)  # the interval of a bounded poll
+
+
+def accepts(*ports: int) -> bool:
+    """Whether somebody listens on the loopback at all of these."""
+    for port in ports:
+        with socket.socket() as probe:
+            if probe.connect_ex(("127.0.0.1", port)) != 0:
+                return False
+    return True
+
+
+def runs(pid: int) -> bool:
+    """Whether it can still use anything: what only waits for its parent to read its end (a zombie) cannot."""
+    try:
+        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] not in "ZX"
+    except (FileNotFoundError, ProcessLookupError):
+        return False
+
+
+def kill_all(pids: list[int]) -> None:
+    """SIGKILL, and until they are gone. Raises BenchmarkError where one stays: it would be in all later figures."""
+    for pid in pids:
+        with suppress(ProcessLookupError):
+            os.kill(pid, signal.SIGKILL)
+    deadline = time.monotonic() + PATIENCE
+    while left := [pid for pid in pids if runs(pid)]:
+        if time.monotonic() > deadline:
+            raise BenchmarkError(f"processes {left} do not end, {PATIENCE:g} s after SIGKILL")
+        time.sleep(POLL)  # the interval of a bounded poll
 
 
 def stopped(process: subprocess.Popen[bytes]) -> None:

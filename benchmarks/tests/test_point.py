@@ -118,7 +118,7 @@ def test_an_event_that_does_not_come_is_missed(tmp_path: Path) -> None:
     def answer(number: int, connection: socket.socket) -> None:
         connection.sendall(HEAD + EVENT)
         while number == 0:
-            time.sleep(0.05)
+            time.sleep(0.05)  # the pace at which the events are due
             connection.sendall(EVENT)
         until_closed(connection)
 
@@ -151,7 +151,7 @@ def test_an_end_whose_mark_came_before_the_look_takes_no_event_from_it(tmp_path:
 def test_finish_waits_for_the_last_events_of_all(tmp_path: Path) -> None:
     def answer(number: int, connection: socket.socket) -> None:
         connection.sendall(HEAD + EVENT)
-        time.sleep(0.02 * number)
+        time.sleep(0.02 * number)  # their ends are apart
         connection.sendall(EVENT + DONE)
 
     with answering(answer) as port, streams(port, 10, tmp_path) as talker:
@@ -273,7 +273,7 @@ def test_a_run_that_is_ended_leaves_nothing_behind(tmp_path: Path) -> None:
         assert len(pids) > 5, seen
         run.terminate()
         run.communicate(timeout=60)
-        left = [pid for pid in pids if Path(f"/proc/{pid}").exists()]
+        left = [pid for pid in pids if tools.runs(pid)]
     finally:
         for pid in {run.pid, *left} if run.poll() is None else left:
             os.kill(pid, signal.SIGKILL)
@@ -313,6 +313,23 @@ def test_a_thread_that_ends_meanwhile_takes_nothing_from_its_process(monkeypatch
         cpu.cpu_ns([own, ended.pid])
 
 
+def test_a_process_that_does_not_end_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
+    """It would be measured with whatever comes after it."""
+    monkeypatch.setattr(tools, "PATIENCE", 0.05)
+    stays = subprocess.Popen(["sleep", "300"])
+    try:
+        with monkeypatch.context() as deaf:
+            deaf.setattr(tools.os, "kill", lambda pid, number: None)
+            with pytest.raises(BenchmarkError, match=rf"\[{stays.pid}\] do not end"):
+                tools.kill_all([stays.pid])
+        monkeypatch.setattr(tools, "PATIENCE", 20.0)
+        tools.kill_all([stays.pid])  # and is a zombie until we wait for it
+        assert Path(f"/proc/{stays.pid}").exists()
+    finally:
+        stays.kill()
+        stays.wait()
+
+
 def test_a_climb_leaves_no_process_behind() -> None:
     """Not even workers whose supervisor was killed."""
     parent = subprocess.Popen(
@@ -320,8 +337,8 @@ def test_a_climb_leaves_no_process_behind() -> None:
     )
     deadline = time.monotonic() + 20
     while len(cpu.tree([parent.pid])) < 3 and time.monotonic() < deadline:
-        time.sleep(0.02)
+        time.sleep(0.02)  # the interval of a bounded poll
     pids = cpu.tree([parent.pid])
     assert len(pids) == 3
     door.end(parent)
-    assert not any(Path(f"/proc/{pid}").exists() for pid in pids)
+    assert not any(tools.runs(pid) for pid in pids)

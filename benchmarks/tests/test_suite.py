@@ -370,7 +370,7 @@ def test_a_publisher_that_is_not_heard_says_so() -> None:
             told.channels = publisher.PARTS
             deadline = time.monotonic() + 20
             while not told.failed and time.monotonic() < deadline:
-                time.sleep(0.02)
+                time.sleep(0.02)  # the interval of a bounded poll
             assert "refused" in told.failed
 
 
