@@ -21,9 +21,9 @@ from typing import Any
 from benchlib import daemon, door, tools
 from benchlib.cpu import cpu_of, split_cores, tree, used_since
 from benchlib.figures import figure, rounds
-from benchlib.point import Talker, pss
+from benchlib.point import pss
 from benchlib.report import spread, table
-from benchlib.tools import BUILD, BenchmarkError, spawn, wait_until
+from benchlib.tools import BUILD, BenchmarkError, Talker, spawn, wait_until
 
 SPARE = 1000
 """Descriptors of a process that are not for streams."""

@@ -34,14 +34,13 @@ from benchlib.apache import free_port
 from benchlib.cpu import children, cpu_ns, split_cores
 from benchlib.figures import figure, ratio
 from benchlib.report import Aim, spread, table
-from benchlib.tools import BENCHMARKS, BUILD, CACHE, ROOT, BenchmarkError, kill_all, spawn, wait_until
+from benchlib.tools import BENCHMARKS, BUILD, CACHE, ROOT, BenchmarkError, Talker, kill_all, spawn, wait_until
 
 CONTENDERS = ("ours", "go", "naive", "null")
 DAEMON = ROOT / "daemon-src"
 PYTHON = "/usr/bin/python3" if Path("/usr/bin/python3").exists() else sys.executable
 """Debian's, with Debian's httptools and uvloop, as on a host."""
 
-PATIENCE = 30.0
 SOCKET_ACTIVATE = """
 import os, socket, sys
 listening = socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET)
@@ -210,41 +209,18 @@ class Way:
     proxy: int | None = None
 
 
-class Generator:
-    """src/streams.c, line by line."""
+class Streams(Talker):
+    """src/streams.c, where anything but the work is an error."""
 
     def __init__(self, cores: set[int], sock: Path, message: Path, streams: int, how: tuple[str, ...]) -> None:
-        command = [str(BUILD / "streams"), str(sock), str(message), str(streams), *how]
-        self._process = spawn(
-            command, cores, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
-        )
+        super().__init__([str(BUILD / "streams"), str(sock), str(message), str(streams), *how], cores)
 
-    def line(self) -> dict[str, Any]:
+    def hear(self) -> dict[str, Any]:
         """The next report; raises BenchmarkError where anything but the work was done."""
-        assert self._process.stdout is not None and self._process.stderr is not None
-        text = self._process.stdout.readline()
-        if not text:
-            raise BenchmarkError(f"the load generator ended: {self._process.stderr.read().strip()}")
-        report: dict[str, Any] = json.loads(text)
+        report = super().hear()
         if any(report["failures"].values()) or report["first_events"] == 0:
             raise BenchmarkError(f"{report['handoffs']} handoffs, and failures were {report['failures']}")
         return report
-
-    def count(self, seconds: float) -> dict[str, Any]:
-        assert self._process.stdin is not None
-        self._process.stdin.write(f"count {seconds}\n")
-        self._process.stdin.flush()
-        return self.line()
-
-    def stop(self) -> None:
-        for stream in (self._process.stdin, self._process.stdout, self._process.stderr):
-            assert stream is not None
-            stream.close()
-        try:
-            self._process.wait(PATIENCE)
-        except subprocess.TimeoutExpired:
-            self._process.kill()
-            self._process.wait()
 
 
 class Model:
@@ -330,11 +306,11 @@ class Bench:
     def _warm_up(self, sock: Path, message: Path, streams: int, model: str) -> None:
         """Short answers, to their end."""
         message.write_bytes(envelope(2, 1000.0, model))
-        generator = Generator(self.others, sock, message, streams, ("ramp", "250"))
+        generator = Streams(self.others, sock, message, streams, ("ramp", "250"))
         try:
-            generator.line()
+            generator.hear()
             # The last one ends so long after it has begun.
-            generator.count(0.5 + (1 / float(model.partition("x")[0]) if model else 0))
+            generator.ask(f"count {0.5 + (1 / float(model.partition('x')[0]) if model else 0)}")
         finally:
             generator.stop()
 
@@ -343,9 +319,9 @@ class Bench:
     ) -> dict[str, float]:
         """``before`` is the memory of a daemon without streams."""
         cpu = cpu_ns(daemon.pids)
-        generator = Generator(self.others, sock, message, scenario.streams, scenario.how)
+        generator = Streams(self.others, sock, message, scenario.streams, scenario.how)
         try:
-            opened = generator.line()
+            opened = generator.hear()
             opening = cpu_ns(daemon.pids) - cpu
             after = memory(daemon.pids)
             sample = {
@@ -362,7 +338,7 @@ class Bench:
                 sample |= self._events(opened, opening)
             if scenario.count:
                 cpu = cpu_ns(daemon.pids)
-                counted = generator.count(scenario.count)
+                counted = generator.ask(f"count {scenario.count}")
                 sample |= self._events(counted, cpu_ns(daemon.pids) - cpu)
             return sample
         finally:

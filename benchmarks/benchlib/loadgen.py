@@ -25,9 +25,8 @@ from benchlib import apache, daemon, door, tools
 from benchlib.cpu import split_cores
 from benchlib.daemon import Model
 from benchlib.figures import figure, rounds
-from benchlib.point import Talker
 from benchlib.report import spread, table
-from benchlib.tools import BUILD, BenchmarkError, Generator, Receiver
+from benchlib.tools import BUILD, BenchmarkError, Generator, Receiver, Talker
 
 
 def ceiling(seconds: float, streams: int) -> dict[str, dict[str, float]]:

@@ -12,23 +12,19 @@ The server has one core, everything that plays a part around it (clients, prober
 
 from __future__ import annotations
 
-import json
-import os
 import random
-import subprocess
 import tempfile
 import time
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 from benchlib import door, tools
 from benchlib.cpu import cpu_of, split_cores, tree, used_since
 from benchlib.daemon import Model, memory
 from benchlib.door import CONTENDERS, Contender, Door
-from benchlib.tools import BUILD, BenchmarkError, spawn
+from benchlib.tools import BUILD, BenchmarkError, Talker
 
 PACE = 1.0
 """Events per second of each stream."""
@@ -69,51 +65,6 @@ FULL = Settings((25, 150), (10, 100, 1000, 8000), 1000.0, 2.5, 1.0, 2.5, 160.0, 
 Look = dict[str, float]
 Samples = dict[str, dict[str, dict[str, Look]]]
 """workers -> contender -> level -> what; JSON's keys are text"""
-
-
-class Talker:
-    """A program that answers each line with one of JSON."""
-
-    def __init__(self, command: list[str], cores: set[int], nice: int = 0) -> None:
-        self._name = Path(command[0]).name
-        self._process = spawn(
-            command, cores, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
-        )
-        if nice:
-            # Root may; others measure with a prober that waits for its turn like everybody. It has one thread, and has
-            # nothing to do before it is asked.
-            with suppress(PermissionError):
-                os.setpriority(os.PRIO_PROCESS, self._process.pid, nice)
-
-    def say(self, line: str) -> None:
-        assert self._process.stdin is not None
-        try:
-            self._process.stdin.write(line + "\n")
-            self._process.stdin.flush()
-        except BrokenPipeError:
-            self.hear()
-
-    def hear(self) -> dict[str, Any]:
-        assert self._process.stdout is not None and self._process.stderr is not None
-        text = self._process.stdout.readline()
-        if not text:
-            raise BenchmarkError(f"{self._name} ended: {self._process.stderr.read().strip()}")
-        answer: dict[str, Any] = json.loads(text)
-        return answer
-
-    def ask(self, line: str) -> dict[str, Any]:
-        self.say(line)
-        return self.hear()
-
-    def stop(self) -> None:
-        for stream in (self._process.stdin, self._process.stdout, self._process.stderr):
-            assert stream is not None
-            stream.close()
-        try:
-            self._process.wait(10)
-        except subprocess.TimeoutExpired:
-            self._process.kill()
-            self._process.wait()
 
 
 def cost_of_events(look: Look, idle: Look) -> float | None:

@@ -19,7 +19,7 @@ from pathlib import Path
 
 from benchlib import door, plot, point
 from benchlib.cpu import children, tree
-from benchlib.tools import BUILD, BenchmarkError
+from benchlib.tools import BUILD, BenchmarkError, Talker
 
 STREAMS = 200
 PACE = 20.0
@@ -75,7 +75,7 @@ def _measured(world: point.World, contender: door.Contender) -> dict[str, Stacks
         place = stack.enter_context(door.opened(contender, world.directory, WORKERS, world.ours, world.model.port))
         request = scratch / "request"
         request.write_bytes(door.request(contender.request, point.ENDLESS, PACE))
-        streams = point.Talker(
+        streams = Talker(
             [str(BUILD / "streams"), f"tcp:{place.port}", str(request), str(STREAMS), "steps"], world.others
         )
         stack.callback(streams.stop)

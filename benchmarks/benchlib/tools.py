@@ -106,6 +106,51 @@ class Generator:
         return load
 
 
+class Talker:
+    """A program that answers each line with one of JSON."""
+
+    def __init__(self, command: list[str], cores: set[int], nice: int = 0) -> None:
+        self._name = Path(command[0]).name
+        self._process = spawn(
+            command, cores, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+        )
+        if nice:
+            # Root may; others measure with a prober that waits for its turn like everybody. It has one thread, and has
+            # nothing to do before it is asked.
+            with suppress(PermissionError):
+                os.setpriority(os.PRIO_PROCESS, self._process.pid, nice)
+
+    def say(self, line: str) -> None:
+        assert self._process.stdin is not None
+        try:
+            self._process.stdin.write(line + "\n")
+            self._process.stdin.flush()
+        except BrokenPipeError:
+            self.hear()
+
+    def hear(self) -> dict[str, Any]:
+        assert self._process.stdout is not None and self._process.stderr is not None
+        text = self._process.stdout.readline()
+        if not text:
+            raise BenchmarkError(f"{self._name} ended: {self._process.stderr.read().strip()}")
+        answer: dict[str, Any] = json.loads(text)
+        return answer
+
+    def ask(self, line: str) -> dict[str, Any]:
+        self.say(line)
+        return self.hear()
+
+    def stop(self) -> None:
+        for stream in (self._process.stdin, self._process.stdout, self._process.stderr):
+            assert stream is not None
+            stream.close()
+        try:
+            self._process.wait(PATIENCE)
+        except subprocess.TimeoutExpired:
+            self._process.kill()
+            self._process.wait()
+
+
 class Receiver:
     """The daemon of the benchmarks, listening at each KIND:WHERE."""
 

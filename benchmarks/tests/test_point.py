@@ -22,8 +22,7 @@ BENCHMARKS = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(BENCHMARKS))
 
 from benchlib import cpu, door, point, tools  # noqa: E402
-from benchlib.point import Talker  # noqa: E402
-from benchlib.tools import BUILD, BenchmarkError  # noqa: E402
+from benchlib.tools import BUILD, BenchmarkError, Talker  # noqa: E402
 
 HEAD = b"HTTP/1.1 200 OK\r\nContent-Type: text/event-stream\r\n\r\n"
 EVENT = b'data: {"content":" x"}\n\n'
