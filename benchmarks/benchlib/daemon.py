@@ -33,7 +33,7 @@ from benchlib import http2, machine, tools
 from benchlib.apache import free_port
 from benchlib.cpu import children, cpu_ns, split_cores
 from benchlib.figures import figure, ratio
-from benchlib.report import Aim, spread, table
+from benchlib.report import Aim, aims_table, spread, table
 from benchlib.tools import BENCHMARKS, BUILD, CACHE, ROOT, BenchmarkError, Talker, kill_all, spawn, wait_until
 
 CONTENDERS = ("ours", "go", "naive", "null")
@@ -533,6 +533,10 @@ def aims(samples: Samples) -> Iterator[Aim]:
             yield Aim(text, limit, figure(values), at_least)
 
 
+def digits_of(aim: Aim) -> int:
+    return 0 if aim.limit > 1000 else 2
+
+
 def scenario_table(scenario: Scenario, cells: dict[str, dict[str, list[float]]]) -> str:
     shown = (*SHOWN[scenario.key if scenario.key in SHOWN else "idle"], "generator_share")
     head = ["", *(COLUMNS[what][0] for what in shown)]
@@ -560,14 +564,10 @@ def report(document: dict[str, Any], chosen: list[Scenario]) -> str:
         f"{about['processor']}, {about['cores']} cores, Linux {about['kernel']}, {about['system']}, "
         f"Python {about['daemon_python']}, JSON by {about['json']}, {about['loop']}, commit {about['commit']}; "
         f"load average before: {about['load_before']:.2f}\n\n"
-        "| aim | limit | measured | |\n|---|---:|---:|---|\n"
     )
     if settings["scale"] != 1:
         text = text.replace("Medians of", f"With {settings['scale']:g} of the streams that the titles say. Medians of")
-    for aim in aims(samples):
-        verdict = "met" if aim.met else "**missed**"
-        bound = f"{'≥' if aim.at_least else '≤'} {aim.limit:,g}"
-        text += f"| {aim.text} | {bound} | {spread(aim.value, 0 if aim.limit > 1000 else 2)} | {verdict} |\n"
+    text += aims_table(aims(samples), digits_of)
     for scenario in chosen:
         if scenario.key in samples:
             text += f"\n## {scenario.title}\n\n" + scenario_table(scenario, samples[scenario.key])

@@ -452,8 +452,7 @@ def report(document: dict[str, Any], settings: Settings, chosen: list[Contender]
     )
     for mpm, result in document["mpms"].items():
         for aim in aims(result, settings.connections):
-            verdict = "met" if aim.met else "**missed**"
-            text += f"| {aim.text} | {mpm} | {aim.limit:.2f} | {spread(aim.value, 3)} | {verdict} |\n"
+            text += f"| {aim.text} | {mpm} | {aim.limit:.2f} | {spread(aim.value, 3)} | {aim.verdict} |\n"
     for mpm, result in document["mpms"].items():
         text += "\n" + report_mpm(mpm, result, settings, chosen)
     return text

@@ -15,7 +15,7 @@ from typing import Any
 
 from benchlib import apache, beyond, callgrind, daemon, loadgen, module, plot, point, point_report, tools
 from benchlib.figures import figure
-from benchlib.report import Aim, spread
+from benchlib.report import Aim, aims_table, spread
 
 Say = Callable[[str], None]
 Document = dict[str, Any]
@@ -103,8 +103,7 @@ def _report_module(document: Document) -> str:
     text = "## The handoff: what it costs Apache\n\n| aim | MPM | at most | measured | |\n|---|---|---:|---:|---|\n"
     for mpm, result in document["mpms"].items():
         for aim in module.aims(result, settings.connections):
-            verdict = "met" if aim.met else "**missed**"
-            text += f"| {aim.text} | {mpm} | {aim.limit:.2f} | {spread(aim.value, 3)} | {verdict} |\n"
+            text += f"| {aim.text} | {mpm} | {aim.limit:.2f} | {spread(aim.value, 3)} | {aim.verdict} |\n"
     for mpm, result in document["mpms"].items():
         text += "\n#" + module.report_mpm(mpm, result, settings, list(module.CONTENDERS)).replace("\n### ", "\n#### ")
     return text
@@ -178,11 +177,7 @@ def _report_daemon(document: Document) -> str:
     text = "## The daemon: what a stream costs it\n\n"
     if document["settings"]["scale"] != 1:
         text += f"With {document['settings']['scale']:g} of the streams that the titles say.\n\n"
-    text += "| aim | limit | measured | |\n|---|---:|---:|---|\n"
-    for aim in daemon.aims(samples):
-        verdict = "met" if aim.met else "**missed**"
-        bound = f"{'≥' if aim.at_least else '≤'} {aim.limit:,g}"
-        text += f"| {aim.text} | {bound} | {spread(aim.value, 0 if aim.limit > 1000 else 2)} | {verdict} |\n"
+    text += aims_table(daemon.aims(samples), daemon.digits_of)
     text += "\n![memory](daemon-memory.svg)\n\n![CPU time](daemon-cpu.svg)\n"
     for scenario in _daemon_settings(document["quick"]).scenarios():
         if samples.get(scenario.key):

@@ -11,7 +11,7 @@ from benchlib import plot
 from benchlib.door import CONTENDERS, Contender
 from benchlib.figures import Figure, figure, ratio, rounds
 from benchlib.point import Settings
-from benchlib.report import Aim, spread, table
+from benchlib.report import Aim, aims_table, spread, table
 
 BOUND = ("mod_php", "php-fpm", "proxy")
 """Whose stream holds a worker."""
@@ -194,11 +194,8 @@ def report(document: dict[str, Any]) -> str:
         "stream\nincluded. *Events that came*: of those that were due since each live stream's first one, but for the "
         "last quarter\nof an interval; how late they came, the last column says. The clients needed at most "
         f"{clients:.0%} of a core,\nthe prober {prober:.0%}.\n\n"
-        "| aim | limit | measured | |\n|---|---:|---:|---|\n"
     )
-    for aim in aims(document):
-        bound = f"{'≥' if aim.at_least else '≤'} {aim.limit:g}"
-        text += f"| {aim.text} | {bound} | {spread(aim.value, 4)} | {'met' if aim.met else '**missed**'} |\n"
+    text += aims_table(aims(document), lambda aim: 4)
     for workers in reading.workers():
         text += f"\n### {workers} workers\n\n![plain page](point-{workers}.svg)\n\n"
         text += page_table(reading, workers) + "\n" + top_table(reading, workers) + NO_FIGURE

@@ -14,7 +14,7 @@ from pathlib import Path
 from statistics import median
 
 from benchlib import parts, summary
-from benchlib.report import spread, table
+from benchlib.report import aims_table, table
 from benchlib.tools import BENCHMARKS, ROOT, BenchmarkError
 
 TEMPLATE = BENCHMARKS / "performance.md.in"
@@ -56,13 +56,8 @@ def facts(name: str) -> dict[str, str]:
 
 def targets(documents: dict[str, parts.Document]) -> str:
     """What was aimed at, and whether it was met, of all scenarios."""
-    rows = []
-    for part in parts.PARTS:
-        for aim in part.aims(documents[part.key]):
-            bound = f"{'≥' if aim.at_least else '≤'} {aim.limit:,g}"
-            value = spread(aim.value, 0 if aim.limit >= 1000 else 3)
-            rows.append([aim.text, bound, value, "met" if aim.met else "**missed**"])
-    return table(["target", "limit", "measured", ""], rows)
+    aims = (aim for part in parts.PARTS for aim in part.aims(documents[part.key]))
+    return aims_table(aims, lambda aim: 0 if aim.limit >= 1000 else 3, "target")
 
 
 def sizes(documents: dict[str, parts.Document]) -> str:

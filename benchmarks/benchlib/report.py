@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 
 from benchlib.figures import Figure
@@ -15,7 +16,7 @@ def spread(value: Figure, digits: int = 0) -> str:
 
 def table(head: list[str], rows: list[list[str]]) -> str:
     lines = [head, ["---", *("---:" for _ in head[1:])], *rows]
-    return "\n".join("| " + " | ".join(line) + " |" for line in lines) + "\n"
+    return "\n".join(map(_line, lines)) + "\n"
 
 
 @dataclass(frozen=True, slots=True)
@@ -30,3 +31,21 @@ class Aim:
     @property
     def met(self) -> bool:
         return self.value.median >= self.limit if self.at_least else self.value.median <= self.limit
+
+    @property
+    def verdict(self) -> str:
+        return "met" if self.met else "**missed**"
+
+    def row(self, digits: int) -> list[str]:
+        bound = f"{'≥' if self.at_least else '≤'} {self.limit:,g}"
+        return [self.text, bound, spread(self.value, digits), self.verdict]
+
+
+def aims_table(aims: Iterable[Aim], digits: Callable[[Aim], int], first: str = "aim") -> str:
+    """What is promised and what was measured; ``digits`` says how many there are behind a value's point."""
+    rows = [aim.row(digits(aim)) for aim in aims]
+    return "\n".join([f"| {first} | limit | measured | |", "|---|---:|---:|---|", *map(_line, rows)]) + "\n"
+
+
+def _line(cells: list[str]) -> str:
+    return "| " + " | ".join(cells) + " |"
