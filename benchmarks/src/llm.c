@@ -18,20 +18,18 @@
 
 #define _GNU_SOURCE 1
 
+#include "common.h"
+
 #include <arpa/inet.h>
 #include <errno.h>
 #include <netinet/in.h>
 #include <netinet/tcp.h>
 #include <signal.h>
-#include <stdint.h>
-#include <stdio.h>
-#include <stdlib.h>
 #include <string.h>
 #include <sys/epoll.h>
 #include <sys/resource.h>
 #include <sys/signalfd.h>
 #include <sys/socket.h>
-#include <time.h>
 #include <unistd.h>
 
 #ifdef WITH_TLS
@@ -44,7 +42,6 @@ typedef struct ssl_st SSL;
 #define BACKLOG 4096
 #define MAX_FD 65536
 #define MAX_REQUEST 8192
-#define SECOND 1000000000LL
 #define SWEEP (SECOND / 1000)
 
 #define HEAD \
@@ -74,20 +71,6 @@ static int epoll_fd, highest;
 static unsigned long accepted, requests;
 static char token[1024];
 static size_t token_length;
-
-static int64_t now_ns(void)
-{
-    struct timespec ts;
-
-    clock_gettime(CLOCK_MONOTONIC, &ts);
-    return (int64_t)ts.tv_sec * SECOND + ts.tv_nsec;
-}
-
-static void die(const char *what)
-{
-    perror(what);
-    exit(1);
-}
 
 #ifdef WITH_TLS
 static SSL_CTX *tls;

@@ -30,20 +30,17 @@
 #define _GNU_SOURCE 1
 
 #include "answer.h"
+#include "common.h"
 
 #include <arpa/inet.h>
 #include <errno.h>
 #include <fcntl.h>
 #include <netinet/in.h>
 #include <netinet/tcp.h>
-#include <stdint.h>
-#include <stdio.h>
-#include <stdlib.h>
 #include <string.h>
 #include <sys/epoll.h>
 #include <sys/resource.h>
 #include <sys/socket.h>
-#include <time.h>
 #include <unistd.h>
 
 #ifndef IP_BIND_ADDRESS_NO_PORT
@@ -74,20 +71,6 @@ static uint32_t *latencies;             /* nanoseconds; 4.2 s and more are cut t
 static size_t latency_count, latency_room;
 static unsigned long failed_connect, failed_cut, failed_content, failed_late, reopened;
 static size_t response_bytes;
-
-static int64_t now_ns(void)
-{
-    struct timespec ts;
-
-    clock_gettime(CLOCK_MONOTONIC, &ts);
-    return (int64_t)ts.tv_sec * 1000000000 + ts.tv_nsec;
-}
-
-static void die(const char *what)
-{
-    perror(what);
-    exit(1);
-}
 
 static void record(int64_t ns)
 {
@@ -351,7 +334,7 @@ int main(int argc, char **argv)
            "\"late\": %lu}, \"reopened\": %lu, \"response_bytes\": %zu, \"seconds\": %.6f, \"cpu_seconds\": %.6f, "
            "\"latency_us\": {\"mean\": %.1f, \"p50\": %.1f, \"p99\": %.1f, \"max\": %.1f}}\n",
            latency_count, failed_connect, failed_cut, failed_content, failed_late, reopened, response_bytes,
-           (double)(finished - start) / 1e9, cpu, mean, percentile_us(0.5), percentile_us(0.99),
+           (double)(finished - start) / SECOND, cpu, mean, percentile_us(0.5), percentile_us(0.99),
            percentile_us(1));
     return 0;
 }

@@ -17,22 +17,19 @@
 
 #define _GNU_SOURCE 1
 
+#include "common.h"
+
 #include <errno.h>
 #include <limits.h>
-#include <stdint.h>
-#include <stdio.h>
-#include <stdlib.h>
 #include <string.h>
 #include <sys/epoll.h>
 #include <sys/resource.h>
 #include <sys/socket.h>
 #include <sys/un.h>
-#include <time.h>
 #include <unistd.h>
 
 #define BACKLOG 4096
 #define MAX_FD 65536
-#define SECOND 1000000000LL
 #define SWEEP (SECOND / 1000)
 #define FASTEST 1000.0                  /* tokens per second that need no clock */
 
@@ -58,20 +55,6 @@ typedef struct {
 static stream streams[MAX_FD];
 static int epoll_fd, highest;
 static int fdpass;
-
-static int64_t now_ns(void)
-{
-    struct timespec ts;
-
-    clock_gettime(CLOCK_MONOTONIC, &ts);
-    return (int64_t)ts.tv_sec * SECOND + ts.tv_nsec;
-}
-
-static void die(const char *what)
-{
-    perror(what);
-    exit(1);
-}
 
 /* The number behind a name in JSON, whatever quotes and backslashes are between the two. */
 static double number_of(const char *text, const char *name, double otherwise)

@@ -21,23 +21,20 @@
 
 #define _GNU_SOURCE 1
 
+#include "common.h"
+
 #include <arpa/inet.h>
 #include <errno.h>
 #include <netinet/in.h>
-#include <stdint.h>
-#include <stdio.h>
-#include <stdlib.h>
 #include <string.h>
 #include <sys/epoll.h>
 #include <sys/resource.h>
 #include <sys/socket.h>
-#include <time.h>
 #include <unistd.h>
 
 #define MAX_CLIENTS 8192
 #define MAX_REQUEST 4096
 #define SOURCES 200
-#define SECOND 1000000000LL
 
 typedef struct {
     int fd;                             /* 0: free */
@@ -57,20 +54,6 @@ static int64_t patience;
 
 static double *latencies;               /* milliseconds */
 static size_t asked, room, settled, right_ones, wrong, late;
-
-static int64_t now_ns(void)
-{
-    struct timespec ts;
-
-    clock_gettime(CLOCK_MONOTONIC, &ts);
-    return (int64_t)ts.tv_sec * SECOND + ts.tv_nsec;
-}
-
-static void die(const char *what)
-{
-    perror(what);
-    exit(1);
-}
 
 static void settle(client *c, size_t *kind)
 {

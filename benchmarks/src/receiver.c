@@ -23,13 +23,11 @@
 #define _GNU_SOURCE 1
 
 #include "answer.h"
+#include "common.h"
 
 #include <arpa/inet.h>
 #include <errno.h>
 #include <signal.h>
-#include <stdint.h>
-#include <stdio.h>
-#include <stdlib.h>
 #include <string.h>
 #include <sys/epoll.h>
 #include <sys/signalfd.h>
@@ -65,12 +63,6 @@ static slot slots[MAX_FD];
 static char buffer[1 << 20];
 static int epoll_fd;
 static unsigned long long handoffs, answers, message_bytes, payload_bytes, failures;
-
-static void die(const char *what)
-{
-    perror(what);
-    exit(1);
-}
 
 static void watch(int fd, role as, kind what)
 {

@@ -39,19 +39,17 @@
 
 #define _GNU_SOURCE 1
 
+#include "common.h"
+
 #include <arpa/inet.h>
 #include <errno.h>
 #include <fcntl.h>
 #include <netinet/in.h>
-#include <stdint.h>
-#include <stdio.h>
-#include <stdlib.h>
 #include <string.h>
 #include <sys/epoll.h>
 #include <sys/resource.h>
 #include <sys/socket.h>
 #include <sys/un.h>
-#include <time.h>
 #include <unistd.h>
 
 #ifndef IP_BIND_ADDRESS_NO_PORT
@@ -64,7 +62,6 @@
 #define AT_ONCE 32                      /* handoffs between two looks at what has come */
 #define SOURCES 200
 #define PATIENCE 20                     /* seconds in which nothing comes, one by one */
-#define SECOND 1000000000LL
 
 typedef struct {
     int fd, other;                /* ours, and the end that the daemon gets; -1: none             */
@@ -102,20 +99,6 @@ static unsigned look = 1;               /* how often `events` began anew */
 static unsigned long handed, firsts, completed, retries;
 static unsigned long failed_handoff, failed_status, failed_cut, failed_late;
 static int64_t last_first;
-
-static int64_t now_ns(void)
-{
-    struct timespec ts;
-
-    clock_gettime(CLOCK_MONOTONIC, &ts);
-    return (int64_t)ts.tv_sec * SECOND + ts.tv_nsec;
-}
-
-static void die(const char *what)
-{
-    perror(what);
-    exit(1);
-}
 
 static void record(series *s, int64_t ns)
 {
