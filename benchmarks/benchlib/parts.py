@@ -266,13 +266,13 @@ def _no_aims(document: Document) -> list[Aim]:
 
 
 PARTS = (
-    Part("point", "the point: streams held open, and the plain page meanwhile", (3, 1), (460, 130), _measure_point,
+    Part("point", "the point: streams held open, and the plain page meanwhile", (3, 1), (510, 145), _measure_point,
          point_report.merge, point_report.report, point_report.charts, point_report.facts,
          lambda document: list(point_report.aims(document)), lambda quick: asdict(_point_settings(quick)),
          ("point-[0-9]*.svg", "point-memory.svg")),
     Part("handoff", "the handoff: what it costs Apache", (2, 1), (200, 20), _measure_module, _merge_module,
          _report_module, _nothing, _module_facts, _module_aims, lambda quick: asdict(_module_settings(quick))),
-    Part("daemon", "the daemon: what a stream costs it", (3, 1), (170, 70), _measure_daemon, _merge_daemon,
+    Part("daemon", "the daemon: what a stream costs it", (2, 1), (195, 80), _measure_daemon, _merge_daemon,
          _report_daemon, _daemon_charts, _daemon_facts,
          lambda document: list(daemon.aims(document["samples"])), lambda quick: asdict(_daemon_settings(quick)),
          ("daemon-memory.svg", "daemon-cpu.svg")),

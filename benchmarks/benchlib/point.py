@@ -60,7 +60,7 @@ class Settings:
 
 
 QUICK = Settings((25,), (10, 100, 400), 400.0, 1.5, 0.3, 1.5, 100.0, 100, 3)
-FULL = Settings((25, 150), (10, 100, 1000, 8000), 1000.0, 2.5, 1.0, 2.5, 160.0, 2000, 4)
+FULL = Settings((25, 150), (10, 100, 1000, 8000), 1000.0, 2.0, 0.7, 2.0, 160.0, 2000, 4)
 
 Look = dict[str, float]
 Samples = dict[str, dict[str, dict[str, Look]]]

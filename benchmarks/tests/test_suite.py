@@ -255,6 +255,12 @@ def test_a_profile_that_cannot_be_had_fails_before_anything_is_measured(
     assert "--profile needs perf" in capsys.readouterr().err
 
 
+def test_what_all_rounds_are_guessed_to_take_is_what_the_commands_help_promises() -> None:
+    """Three quarters of an hour, and five minutes of a quick run."""
+    full, quick = (sum(part.rounds[kind] * part.seconds[kind] for part in parts.PARTS) for kind in (0, 1))
+    assert full < 45 * 60 and quick < 5 * 60
+
+
 def test_what_could_not_be_measured_is_named_with_its_scenario(tmp_path: Path) -> None:
     point_part, beyond_part = parts.PARTS[0], next(part for part in parts.PARTS if part.key == "beyond")
     documents = {"point": {"missing": {"x-accel, 25 workers": "nginx is missing"}}}
