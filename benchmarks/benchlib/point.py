@@ -19,6 +19,7 @@ from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from benchlib import door, tools
 from benchlib.cpu import cpu_of, split_cores, tree, used_since
@@ -65,6 +66,12 @@ FULL = Settings((25, 150), (10, 100, 1000, 8000), 1000.0, 2.0, 0.7, 2.0, 160.0, 
 Look = dict[str, float]
 Samples = dict[str, dict[str, dict[str, Look]]]
 """workers -> contender -> level -> what; JSON's keys are text"""
+
+
+def first_events(opened: dict[str, Any]) -> Look:
+    """How long those that were opened last waited for theirs; nothing where none of them has one, which is not 0 ms."""
+    latency = opened["first_event_ms"]
+    return {"first_p99_ms": latency["p99"]} if latency["max"] > 0 else {}
 
 
 def cost_of_events(look: Look, idle: Look) -> float | None:
@@ -162,7 +169,7 @@ class World:
                 # Not a sleep: what is not read meanwhile would be late.
                 streams.ask(f"count {settings.settle}")
                 look = self._look(place, streams, prober, settings, level)
-                look["first_p99_ms"] = opened["first_event_ms"]["p99"]
+                look |= first_events(opened)
                 cost = cost_of_events(look, idle)
                 if cost is not None:
                     look["cpu_s_per_million"] = cost

@@ -20,6 +20,7 @@ NO_FIGURE = (
     "\n*-*: where less than 99 % of the plain pages are answered their latency has no meaning, and what the events\n"
     "cost cannot be told from what the pages cost, which is what they cost without a stream. Pushpin's events are\n"
     "published by one clock for all streams: a stream's first event says nothing about when the others are due.\n"
+    "Where none of the streams that were opened last began, there is no time to their first event.\n"
 )
 
 Cells = dict[str, dict[str, dict[str, dict[str, list[float]]]]]

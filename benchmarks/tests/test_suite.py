@@ -51,6 +51,11 @@ def look(level: int, live: int, answered: float, p99: float, pss: float = 50e6) 
     }  # fmt: skip
 
 
+def test_streams_of_which_none_began_have_no_time_to_the_first_event() -> None:
+    assert point.first_events({"first_event_ms": {"p50": 0.0, "p99": 0.0, "max": 0.0}}) == {}
+    assert point.first_events({"first_event_ms": {"p50": 0.0, "p99": 0.2, "max": 0.2}}) == {"first_p99_ms": 0.2}
+
+
 def test_a_round_in_which_the_pages_cost_more_than_the_events_counts_as_it_is() -> None:
     """Without it the median would be that of the rounds that were dear."""
     idle, many = {**look(0, 0, 1, 2), "cpu_s": 0.3}, look(10, 10, 1, 2)
