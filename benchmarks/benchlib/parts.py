@@ -2,8 +2,7 @@
 """The scenarios of benchmarks/run: one Part each, and nothing of them known anywhere else.
 
 A Part measures one round at a time, so that rounds of all scenarios alternate and a run that was interrupted can go on.
-To add one (the fleet's no-change run and rollout have their place here): write its module with measure, merge,
-report and facts, and its line in PARTS.
+To add one: write its module with measure, merge, report and facts, and its line in PARTS.
 """
 
 from __future__ import annotations
@@ -13,7 +12,20 @@ from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from benchlib import apache, beyond, callgrind, daemon, loadgen, module, plot, point, point_report, tools
+from benchlib import (
+    apache,
+    beyond,
+    callgrind,
+    daemon,
+    fleet,
+    fleet_report,
+    loadgen,
+    module,
+    plot,
+    point,
+    point_report,
+    tools,
+)
 from benchlib.figures import figure
 from benchlib.report import Aim, aims_table, spread
 
@@ -37,6 +49,8 @@ class Part:
     aims: Callable[[Document], list[Aim]]
     settings: Callable[[bool], Document]
     chart_names: tuple[str, ...] = ()  # patterns of the names that charts gives
+    # Has a budget of its own, needs what the others do not, and so is measured only where it is named.
+    by_name: bool = False
 
 
 # --- the point ----------------------------------------------------------------------------------
@@ -255,6 +269,18 @@ def _measure_generators(number: int, quick: bool, say: Say) -> Document:
     return {"samples": loadgen.ceiling(**_generator_settings(quick)), "missing": {}}
 
 
+# --- the fleet ----------------------------------------------------------------------------------
+
+
+def _fleet_settings(quick: bool) -> fleet.Settings:
+    return fleet.QUICK if quick else fleet.FULL
+
+
+def _measure_fleet(number: int, quick: bool, say: Say) -> Document:
+    del number  # one contender: there is no order
+    return {**fleet.measure(_fleet_settings(quick), say), "settings": asdict(_fleet_settings(quick))}
+
+
 def _nothing(document: Document) -> dict[str, str]:
     del document
     return {}
@@ -280,6 +306,10 @@ PARTS = (
          beyond.report, _nothing, beyond.facts, _no_aims, lambda quick: asdict(_beyond_settings(quick))),
     Part("loadgen", "the load generators' ceiling", (3, 1), (12, 3), _measure_generators, loadgen.merge,
          loadgen.report, _nothing, loadgen.facts, _no_aims, _generator_settings),
+    # Its figures are not of docs/performance.md: fleet_report.section writes them into docs/operations.md.
+    Part("fleet", "the fleet: no-change runs and rollouts, by the number of hosts", (1, 1), (4200, 600),
+         _measure_fleet, fleet_report.merge, fleet_report.report, _nothing, fleet_report.facts, _no_aims,
+         lambda quick: asdict(_fleet_settings(quick)), by_name=True),
 )  # fmt: skip
 
 

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""docs/performance.md and its charts, written from a run that is kept in benchmarks/results.
+"""docs/performance.md and its charts, and a section of docs/operations.md, from runs kept in benchmarks/results.
 
 The text is benchmarks/performance.md.in; every {name} in it is a figure of the run, so that no sentence can be older
 than what it says. A name that the run has no figure for is an error, and nothing is written.
@@ -13,7 +13,7 @@ import re
 from pathlib import Path
 from statistics import median
 
-from benchlib import parts, summary
+from benchlib import fleet_report, parts, summary
 from benchlib.report import aims_table, table
 from benchlib.tools import BENCHMARKS, ROOT, BenchmarkError
 
@@ -41,13 +41,14 @@ def facts(name: str) -> dict[str, str]:
     """All figures of a run by name. Raises BenchmarkError where the run has not measured everything."""
     directory = parts.results_directory(name)
     documents = {}
-    for part in parts.PARTS:
+    of_all = [part for part in parts.PARTS if not part.by_name]
+    for part in of_all:
         path = directory / f"{part.key}.json"
         if not path.exists():
             raise BenchmarkError(f"{path.relative_to(ROOT)} is missing: a run that is published has every scenario")
         documents[part.key] = json.loads(path.read_text())
     found = {"run": name, "about": summary.about(documents), "caution": summary.caution(documents)}
-    for part in parts.PARTS:
+    for part in of_all:
         found |= part.facts(documents[part.key])
     found["sizing"] = sizes(documents)
     found["targets"] = targets(documents).strip()
@@ -56,7 +57,7 @@ def facts(name: str) -> dict[str, str]:
 
 def targets(documents: dict[str, parts.Document]) -> str:
     """What was aimed at, and whether it was met, of all scenarios."""
-    aims = (aim for part in parts.PARTS for aim in part.aims(documents[part.key]))
+    aims = (aim for part in parts.PARTS if part.key in documents for aim in part.aims(documents[part.key]))
     return aims_table(aims, lambda aim: 0 if aim.limit >= 1000 else 3, "target")
 
 
@@ -103,13 +104,24 @@ def sizing(documents: dict[str, parts.Document]) -> str:
 
 
 def render(name: str) -> dict[Path, str]:
-    """path -> text of everything that is written, and nothing is."""
+    """path -> text of everything that is written, and nothing is.
+
+    A run of the fleet, which is made by itself, is a section of docs/operations.md; one of all others the page here.
+    """
+    fleet = parts.results_directory(name) / "fleet.json"
+    of_fleet: dict[Path, str] = {}
+    if fleet.exists():
+        document = json.loads(fleet.read_text())
+        about = f"{summary.about({'fleet': document})}\n{summary.caution({'fleet': document})}".strip()
+        of_fleet[fleet_report.OPERATIONS] = fleet_report.section(name, document, about)
+        if not any((fleet.parent / f"{part.key}.json").exists() for part in parts.PARTS if not part.by_name):
+            return of_fleet
     found = facts(name)
     text = TEMPLATE.read_text()
     unknown = sorted(set(re.findall(r"\{(\w+)\}", text)) - set(found))
     if unknown:
         raise BenchmarkError(f"{TEMPLATE.name}: the run '{name}' has no figure for {', '.join(unknown)}")
-    files = {DOCS / "performance.md": re.sub(r"\{(\w+)\}", lambda match: found[match[1]], text)}
+    files = {**of_fleet, DOCS / "performance.md": re.sub(r"\{(\w+)\}", lambda match: found[match[1]], text)}
     for chart, source in CHARTS.items():
         path = parts.results_directory(name) / source.format(**found)
         if not path.exists():

@@ -123,6 +123,11 @@ class Run:
         return found
 
 
+def chosen(named: list[str]) -> list[Part]:
+    """Those that are named; without names all but those that have to be."""
+    return [part for part in PARTS if part.key in named or not (named or part.by_name)]
+
+
 def clock(seconds: float) -> str:
     """Minutes and seconds: 12:05."""
     return f"{int(seconds) // 60:2d}:{int(seconds) % 60:02d}"
@@ -153,7 +158,7 @@ def arguments(argv: list[str] | None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(
         prog="benchmarks/run",
         description="All scenarios, or those that are named, side by side. Scenarios: "
-        + "; ".join(f"{part.key} ({part.title})" for part in PARTS),
+        + "; ".join(f"{part.key} ({part.title}{', only by name' if part.by_name else ''})" for part in PARTS),
     )
     parser.add_argument("scenario", nargs="*", help="which (default: all)")
     parser.add_argument("--quick", action="store_true", help="under five minutes; its figures mean little")
@@ -203,10 +208,13 @@ def _run(options: argparse.Namespace) -> int:
         profile.check()
     if os.geteuid() != 0:
         raise BenchmarkError("sockets for handoffs are below /run: run this as root")
-    chosen = [part for part in PARTS if not options.scenario or part.key in options.scenario]
+    parts_chosen = chosen(options.scenario)
+    left_out = [part.key for part in PARTS if part.by_name and part not in parts_chosen]
+    if left_out:
+        print(f"left out, because it is measured only where it is named: {', '.join(left_out)}", flush=True)
     name = options.record or ("quick" if options.quick else "latest")
     state = options.state or CACHE / "runs" / name
-    run = Run(state, chosen, options.quick, options.rounds, parts.versions())
+    run = Run(state, parts_chosen, options.quick, options.rounds, parts.versions())
     if options.fresh:
         run.forget()
     run.measure()
