@@ -250,7 +250,7 @@ class Fleet:
         for name, release in zip(names, missing, strict=True):
             self.up(name, release)
         self.playbook("template", "site.yml", names, changes=True)
-        self.roll_out("template", names, "100%")
+        self.roll_out(names, "100%")
         tidy = "rm -rf /etc/ssh/ssh_host_* /var/log/journal/* && : >/etc/machine-id"
         for name, release in zip(names, missing, strict=True):
             command(["podman", "exec", f"socket-handoff-{name}", "sh", "-c", tidy])
@@ -337,6 +337,7 @@ class Fleet:
             "kind": kind,
             "hosts": len(names),
             "steps": len(steps[1].split(",")) if steps else 1,
+            "turns": turns(text),
             "forks": forks,
             "pipelining": pipelining,
             "tasks": max(found[name]["ok"] + found[name]["skipped"] for name in names),
@@ -347,13 +348,20 @@ class Fleet:
             "hosts_cpu_s": hosts,
         }
 
-    def roll_out(self, kind: str, names: list[str], ramp: str, again: str = "") -> Run:
-        """To a release with a name that no host has, or once more to the last one, under the name `again`."""
+    def roll_out(self, names: list[str], ramp: str, again: bool = False) -> Run:
+        """To a release with a name that no host has, or once more to the last one.
+
+        Raises BenchmarkError also where hosts had a turn that should not, or none.
+        """
         if not again:
             self.turn += 1
+        kind = "again" if again else "rollout"
         given = {**NO_WAITS, "rollout_release": f"{os.getpid()}-{self.turn}", "rollout_ramp": ramp}
-        # Once more changes nothing on a host, but takes and gives back the lock.
-        return self.playbook(again or kind, "playbooks/rollout.yml", names, "-e", json.dumps(given), changes=True)
+        # Once more changes nothing that serves, but takes and gives back the lock.
+        run = self.playbook(kind, "playbooks/rollout.yml", names, "-e", json.dumps(given), changes=True)
+        if run["turns"] != (0 if again else len(names)):
+            raise BenchmarkError(f"{kind}: {run['turns']} of {len(names)} hosts had a turn")
+        return run
 
 
 def watch(pid: int, group: Path) -> int:
@@ -383,6 +391,12 @@ def recap(text: str) -> dict[str, dict[str, int]]:
         line[0]: {key: int(value) for key, value in re.findall(r"(\w+)=(\d+)", line[1])}
         for line in re.findall(r"^(\S.*?) +: (ok=.*)$", last, re.MULTILINE)
     }
+
+
+def turns(text: str) -> int:
+    """How many hosts of a rollout were given a turn."""
+    begun = re.findall(r"^TASK \[Note that the turn begins\] \*+\n(?:ok: .*\n)+", text, re.MULTILINE)
+    return sum(part.count("\nok: ") for part in begun)
 
 
 FACTS = {
@@ -429,32 +443,40 @@ def measure(settings: Settings, say: Say) -> dict[str, Any]:
             if size > most + len(fleet.hosts):
                 missing[f"{size} hosts"] = short
                 continue
-            names = fleet.grow(size)
-            runs += measure_size(fleet, names, settings)
-            idle[str(size)] = idle_cores([fleet.groups[name] for name in names])
+            try:
+                names = fleet.grow(size)
+                for run in measure_size(fleet, names, settings):
+                    runs.append(run)
+                idle[str(size)] = idle_cores([fleet.groups[name] for name in names])
+            except BenchmarkError as error:
+                # Nobody knows what the hosts are now; what was measured before is good.
+                say(f"CANNOT be measured with {size} hosts: {error}")
+                missing[f"{size} hosts"] = str(error)
+                break
     return {"runs": runs, "idle": idle, "missing": missing}
 
 
-def measure_size(fleet: Fleet, names: list[str], settings: Settings) -> list[Run]:
+def measure_size(fleet: Fleet, names: list[str], settings: Settings) -> Iterator[Run]:
     """No change, a rollout in the default ramp and once more, and the way back in one step, but for the last size."""
     fleet.sources(new=False)
     # Unmeasured: the first command on a host finds nothing in its page cache.
     gather(fleet, "facts_all", names)
-    runs = [fleet.playbook("no_change", "site.yml", names)]
+    yield fleet.playbook("no_change", "site.yml", names)
     if len(names) == settings.options:
-        runs += [fleet.playbook("no_change", "site.yml", names, forks=forks) for forks in settings.forks]
-        runs.append(fleet.playbook("no_change", "site.yml", names, pipelining=False))
-        runs += [gather(fleet, kind, names) for kind in FACTS]
+        for forks in settings.forks:
+            yield fleet.playbook("no_change", "site.yml", names, forks=forks)
+        yield fleet.playbook("no_change", "site.yml", names, pipelining=False)
+        for kind in FACTS:
+            yield gather(fleet, kind, names)
         # Once more: how far two runs of the same are apart.
-        runs.append(fleet.playbook("no_change", "site.yml", names))
+        yield fleet.playbook("no_change", "site.yml", names)
     fleet.sources(new=True)
     for ramp in ("1, 10%, 50%, 100%", "100%"):
-        runs.append(fleet.roll_out("rollout", names, ramp))
-        runs.append(fleet.roll_out("rollout", names, ramp, again="again"))
+        yield fleet.roll_out(names, ramp)
+        yield fleet.roll_out(names, ramp, again=True)
         if len(names) == settings.sizes[-1]:
             break
         fleet.sources(new=False)
-    return runs
 
 
 def idle_cores(groups: list[Path]) -> float:

@@ -181,6 +181,20 @@ def path(runs: Sequence[Run], kind: str) -> Path:
     return Path(alone - turn, turn)
 
 
+def memory_per_fork(runs: Sequence[Run]) -> float:
+    """Bytes of the controller's for each host that it works on at the same time; 0 where forks were not varied."""
+    hosts, varied = options(runs)
+    seen = {
+        min(some[0]["forks"], hosts): figure([run["controller_pss"] for run in some]).median
+        for _, some in varied
+        if some[0]["pipelining"]
+    }
+    if len(seen) < 2:
+        return 0.0
+    few, many = min(seen), max(seen)
+    return max(0.0, (seen[many] - seen[few]) / (many - few))
+
+
 @dataclass(frozen=True, slots=True)
 class Prediction:
     """Seconds, and bytes of memory. ``waits``: for rollout_soak and the like, in ``wall`` already."""
@@ -211,6 +225,7 @@ def predict(runs: Sequence[Run], kind: str, hosts: int, forks: int) -> Predictio
     steps = rollout_steps()(RAMP, hosts) if kind != "no_change" else [hosts]
     many = len(steps) if kind != "no_change" else 1
     cpu, main, memory = (growth[what].at(hosts, many) for what in ("controller_cpu_s", "main_cpu_s", "controller_pss"))
+    memory += (forks - DEFAULT_FORKS) * memory_per_fork(runs)
     length = path(runs, kind).seconds(hosts, steps, forks)
     waits = 0.0
     if kind == "rollout":

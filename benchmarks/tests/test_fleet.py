@@ -107,6 +107,15 @@ def test_a_prediction_is_the_largest_bound_and_the_waits_of_a_rollout() -> None:
     assert many.controller_cpu == pytest.approx(4002)
 
 
+def test_memory_grows_with_the_hosts_that_are_worked_on_at_once() -> None:
+    """25 forks have no more to do than there are hosts: 70 MB more for 7 of them."""
+    more = [run("no_change", 8, forks=1, controller_pss=20e6), run("no_change", 8, forks=25, controller_pss=90e6)]
+    assert fleet_report.memory_per_fork([*straight(), *more]) == pytest.approx(10e6)
+    assert fleet_report.memory_per_fork(straight()) == 0
+    few, many = (fleet_report.predict([*straight(), *more], "no_change", 100, forks) for forks in (5, 25))
+    assert many.memory - few.memory == pytest.approx(20 * 10e6)
+
+
 def test_the_waits_are_those_of_the_rollouts_defaults() -> None:
     meta = yaml.safe_load((ROOT / "playbooks/rollout.meta.yml").read_text())
     options = meta["argument_specs"]["rollout"]["options"]
@@ -162,6 +171,12 @@ def test_the_last_lines_of_a_playbook_are_counted_by_host() -> None:
     found = fleet.recap(text)
     assert set(found) == {"bench-1", "step 1"}
     assert (found["bench-1"]["skipped"], found["step 1"]["changed"]) == (2, 1)
+
+
+def test_hosts_that_had_a_turn_are_counted_over_all_steps() -> None:
+    task = "TASK [Note that the turn begins] *****\n"
+    assert fleet.turns(f"{task}ok: [a]\n\n{task}ok: [b]\nok: [c]\n\nTASK [Another] ***\nok: [d]\n") == 3
+    assert fleet.turns("TASK [Another] ***\nok: [d]\n") == 0
 
 
 def test_the_main_process_is_counted_without_its_children() -> None:

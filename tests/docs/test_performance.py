@@ -1,4 +1,4 @@
-"""docs/performance.md and its charts are what benchmarks/run --publish writes from the run that the page names."""
+"""What benchmarks/run --publish writes into docs/ is there as it would write it, from the runs that the pages name."""
 
 from __future__ import annotations
 
@@ -13,6 +13,7 @@ sys.path.insert(0, str(ROOT / "benchmarks"))
 from benchlib import publish  # noqa: E402
 
 PAGE = ROOT / "docs" / "performance.md"
+OPERATIONS = ROOT / "docs" / "operations.md"
 
 
 def test_the_page_and_its_charts_are_those_of_the_run_that_it_names() -> None:
@@ -20,3 +21,10 @@ def test_the_page_and_its_charts_are_those_of_the_run_that_it_names() -> None:
     assert named, "the page no longer says which run it was written from"
     stale = [path.name for path, text in publish.render(named[1]).items() if path.read_text() != text]
     assert stale == [], f"write them anew: benchmarks/run --publish {named[1]}"
+
+
+def test_what_operations_says_of_a_rollouts_cost_is_of_the_run_that_it_names() -> None:
+    named = re.search(r"^<!-- benchmarks/run --publish ([\w-]+) -->$", OPERATIONS.read_text(), re.MULTILINE)
+    assert named, "the page no longer says which run its section was written from"
+    written = publish.render(named[1])[OPERATIONS]
+    assert written == OPERATIONS.read_text(), f"write it anew: benchmarks/run --publish {named[1]}"
