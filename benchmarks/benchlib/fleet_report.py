@@ -192,7 +192,7 @@ def memory_per_fork(runs: Sequence[Run]) -> float:
     if len(seen) < 2:
         return 0.0
     few, many = min(seen), max(seen)
-    return max(0.0, (seen[many] - seen[few]) / (many - few))
+    return float(max(0.0, (seen[many] - seen[few]) / (many - few)))
 
 
 @dataclass(frozen=True, slots=True)
