@@ -53,7 +53,8 @@ def test_what_grows_faster_than_the_hosts_is_seen_in_the_largest_fleet() -> None
     runs = [run("no_change", hosts, controller_cpu_s=5.0 + hosts + 0.2 * hosts**2) for hosts in (1, 2, 8, 24)]
     seen = fleet_report.medians(runs, "no_change", "controller_cpu_s")
     growth = fleet_report.fit(seen, steps=False)
-    assert growth.ahead is not None and growth.ahead > 1.5
+    # 144.2, where a line through the other three says 67.8.
+    assert growth.ahead == pytest.approx(2.126, abs=0.001)
     assert growth.worst > 0.1
 
 
@@ -164,7 +165,7 @@ def test_a_container_without_a_cgroup_of_its_own_is_not_measured() -> None:
 
 def test_the_last_lines_of_a_playbook_are_counted_by_host() -> None:
     text = (
-        "PLAY RECAP of something else\nok: [x]\n"
+        "msg: PLAY RECAP\nbench-9 : ok=1 changed=0\n"
         "PLAY RECAP *****\nbench-1 : ok=3 changed=0 unreachable=0 failed=0 skipped=2\n"
         "step 1                    : ok=1    changed=1    unreachable=0\n"
     )
