@@ -71,10 +71,11 @@ class Settings:
     sizes: tuple[int, ...]  # hosts, growing; with one host nobody waits for anybody
     options: int  # hosts at which forks, pipelining and facts are varied
     forks: tuple[int, ...]  # beside Ansible's own number
+    single: tuple[int, ...]  # hosts at which a rollout is made in a single step as well
 
 
-QUICK = Settings((1, 2), 2, (1,))
-FULL = Settings((1, 2, 8, 24), 8, (1, 25))
+QUICK = Settings((1, 2), 2, (1,), (2,))
+FULL = Settings((1, 2, 8, 24), 8, (1, 25), (2, 8))
 
 
 def command(argv: list[str], **environment: str) -> str:
@@ -218,11 +219,12 @@ class Fleet:
                 (self.checkout / name).parent.mkdir(parents=True, exist_ok=True)
                 shutil.copy2(ROOT / name, self.checkout / name, follow_symlinks=False)
 
-    def sources(self, new: bool) -> None:
-        """The daemon as it is, or one whose sources differ in a word."""
-        name = "daemon-src/streaming_daemon/__init__.py"
-        text = (ROOT / name).read_text()
-        (self.checkout / name).write_text(text.replace('"""', '"""Another release. ', 1) if new else text)
+    def next_release(self) -> None:
+        """A daemon whose sources differ in a word from those that any host has, and a name for it."""
+        self.turn += 1
+        path = self.checkout / "daemon-src/streaming_daemon/__init__.py"
+        text = re.sub(r'"""(Release \d+[.] )?', f'"""Release {self.turn}. ', path.read_text(), count=1)
+        path.write_text(text)
 
     def up(self, name: str, release: int, image: str = "") -> None:
         command(["script/host", "up", name, str(release)], TEST_HOST_IMAGE=image)
@@ -349,12 +351,7 @@ class Fleet:
         }
 
     def roll_out(self, names: list[str], ramp: str, again: bool = False) -> Run:
-        """To a release with a name that no host has, or once more to the last one.
-
-        Raises BenchmarkError also where hosts had a turn that should not, or none.
-        """
-        if not again:
-            self.turn += 1
+        """To the present release, or once more. Raises BenchmarkError also where hosts had a turn too many, or too few."""
         kind = "again" if again else "rollout"
         given = {**NO_WAITS, "rollout_release": f"{os.getpid()}-{self.turn}", "rollout_ramp": ramp}
         # Once more changes nothing that serves, but takes and gives back the lock.
@@ -432,33 +429,45 @@ def fleet_of_nobody(say: Say) -> Iterator[Fleet]:
 
 
 def measure(settings: Settings, say: Say) -> dict[str, Any]:
-    """All runs of one round, and what could not be measured."""
+    """All runs of one round, and what could not be measured.
+
+    First what changes nothing, with ever more hosts, then the rollouts: each brings something that no host has, so that
+    it does not matter what went to whom before.
+    """
     runs: list[Run] = []
     missing: dict[str, str] = {}
     idle: dict[str, float] = {}
+    sizes: list[int] = []
     with fleet_of_nobody(say) as fleet:
         fleet.make_images()
         for size in settings.sizes:
             most, short = most_hosts()
             if size > most + len(fleet.hosts):
                 missing[f"{size} hosts"] = short
-                continue
-            try:
+            else:
+                sizes.append(size)
                 names = fleet.grow(size)
-                for run in measure_size(fleet, names, settings):
-                    runs.append(run)
                 idle[str(size)] = idle_cores([fleet.groups[name] for name in names])
-            except BenchmarkError as error:
-                # Nobody knows what the hosts are now; what was measured before is good.
-                say(f"CANNOT be measured with {size} hosts: {error}")
-                missing[f"{size} hosts"] = str(error)
-                break
+                collect(runs, missing, fleet, f"no change, {size} hosts", unchanged(fleet, names, settings))
+        for size in sizes:
+            names = fleet.grow(size)
+            collect(runs, missing, fleet, f"rollouts, {size} hosts", rolled_out(fleet, names, settings))
     return {"runs": runs, "idle": idle, "missing": missing}
 
 
-def measure_size(fleet: Fleet, names: list[str], settings: Settings) -> Iterator[Run]:
-    """No change, a rollout in the default ramp and once more, and the way back in one step, but for the last size."""
-    fleet.sources(new=False)
+def collect(runs: list[Run], missing: dict[str, str], fleet: Fleet, what: str, measured: Iterator[Run]) -> None:
+    """One run after the other; where one fails, those before it are good and those behind it are missing."""
+    try:
+        for run in measured:
+            runs.append(run)
+            fleet.say(f"{run['wall_s']:.0f} s, controller's CPU {run['controller_cpu_s']:.0f} s")
+    except BenchmarkError as error:
+        fleet.say(f"{what} CANNOT be measured: {error}")
+        missing[what] = str(error)
+
+
+def unchanged(fleet: Fleet, names: list[str], settings: Settings) -> Iterator[Run]:
+    """site.yml on hosts that are as it would make them; at one size also with other settings, one at a time."""
     # Unmeasured: the first command on a host finds nothing in its page cache.
     gather(fleet, "facts_all", names)
     yield fleet.playbook("no_change", "site.yml", names)
@@ -468,15 +477,14 @@ def measure_size(fleet: Fleet, names: list[str], settings: Settings) -> Iterator
         yield fleet.playbook("no_change", "site.yml", names, pipelining=False)
         for kind in FACTS:
             yield gather(fleet, kind, names)
-        # Once more: how far two runs of the same are apart.
-        yield fleet.playbook("no_change", "site.yml", names)
-    fleet.sources(new=True)
-    for ramp in ("1, 10%, 50%, 100%", "100%"):
+
+
+def rolled_out(fleet: Fleet, names: list[str], settings: Settings) -> Iterator[Run]:
+    """A new release in the default ramp, and once more; where settings say so, another one in a single step."""
+    for ramp in ("1, 10%, 50%, 100%", "100%")[: 2 if len(names) in settings.single else 1]:
+        fleet.next_release()
         yield fleet.roll_out(names, ramp)
         yield fleet.roll_out(names, ramp, again=True)
-        if len(names) == settings.sizes[-1]:
-            break
-        fleet.sources(new=False)
 
 
 def idle_cores(groups: list[Path]) -> float:

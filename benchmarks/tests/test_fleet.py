@@ -6,6 +6,7 @@ from __future__ import annotations
 import os
 import re
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -230,6 +231,33 @@ def test_a_fleet_alone_is_published_without_the_other_scenarios(
     merged |= {"machine": dict.fromkeys(words, "x"), "loads": [0.1], "took": 60.0, "quick": False}
     suite.write({"fleet": merged}, tmp_path)
     assert set(publish.render("x")) == {fleet_report.OPERATIONS}
+
+
+def test_every_rollout_brings_what_no_host_has(tmp_path: Path) -> None:
+    """The word that differs is replaced, not heaped up."""
+    bench = fleet.Fleet(tmp_path, print)
+    name = "daemon-src/streaming_daemon/__init__.py"
+    (bench.checkout / name).parent.mkdir(parents=True)
+    (bench.checkout / name).write_text((ROOT / name).read_text())
+    seen = [(bench.checkout / name).read_text()]
+    for _ in range(3):
+        bench.next_release()
+        seen.append((bench.checkout / name).read_text())
+        compile(seen[-1], name, "exec")
+    assert len(set(seen)) == 4
+    assert seen[-1] == seen[0].replace('"""', '"""Release 3. ', 1)
+
+
+def test_a_run_that_fails_is_named_and_those_before_it_are_kept(tmp_path: Path) -> None:
+    def measured() -> Iterator[dict[str, Any]]:
+        yield run("no_change", 2)
+        raise BenchmarkError("site.yml ended with 2")
+
+    runs: list[dict[str, Any]] = []
+    missing: dict[str, str] = {}
+    fleet.collect(runs, missing, fleet.Fleet(tmp_path, print), "no change, 2 hosts", measured())
+    assert [each["hosts"] for each in runs] == [2]
+    assert missing == {"no change, 2 hosts": "site.yml ended with 2"}
 
 
 def test_a_command_that_fails_is_named_with_what_it_said() -> None:
