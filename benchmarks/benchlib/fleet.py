@@ -351,7 +351,7 @@ class Fleet:
         }
 
     def roll_out(self, names: list[str], ramp: str, again: bool = False) -> Run:
-        """To the present release, or once more. Raises BenchmarkError also where hosts had a turn too many, or too few."""
+        """To the present release, or once more. Raises BenchmarkError also where too few had a turn, or too many."""
         kind = "again" if again else "rollout"
         given = {**NO_WAITS, "rollout_release": f"{os.getpid()}-{self.turn}", "rollout_ramp": ramp}
         # Once more changes nothing that serves, but takes and gives back the lock.
