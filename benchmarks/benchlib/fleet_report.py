@@ -140,8 +140,19 @@ def medians(runs: Sequence[Run], kind: str, what: str) -> dict[tuple[int, int], 
 
 
 def fits(runs: Sequence[Run]) -> dict[str, dict[str, Fit]]:
-    """kind -> figure -> its growth. Raises ValueError where there are too few sizes."""
-    return {kind: {what: fit(medians(runs, kind, what), kind != "no_change") for what in FITTED} for kind in KINDS}
+    """kind -> figure -> its growth; memory is without the forks, of which small fleets keep only some busy.
+
+    Raises ValueError where there are too few sizes.
+    """
+    fork = memory_per_fork(runs)
+    found: dict[str, dict[str, Fit]] = {}
+    for kind in KINDS:
+        seen = {what: medians(runs, kind, what) for what in FITTED}
+        seen["controller_pss"] = {
+            place: value - fork * min(DEFAULT_FORKS, place[0]) for place, value in seen["controller_pss"].items()
+        }
+        found[kind] = {what: fit(values, kind != "no_change") for what, values in seen.items()}
+    return found
 
 
 def rollout_steps() -> Callable[[str, int], list[int]]:
@@ -225,7 +236,7 @@ def predict(runs: Sequence[Run], kind: str, hosts: int, forks: int) -> Predictio
     steps = rollout_steps()(RAMP, hosts) if kind != "no_change" else [hosts]
     many = len(steps) if kind != "no_change" else 1
     cpu, main, memory = (growth[what].at(hosts, many) for what in ("controller_cpu_s", "main_cpu_s", "controller_pss"))
-    memory += (forks - DEFAULT_FORKS) * memory_per_fork(runs)
+    memory += min(forks, hosts) * memory_per_fork(runs)
     length = path(runs, kind).seconds(hosts, steps, forks)
     waits = 0.0
     if kind == "rollout":
@@ -285,8 +296,9 @@ def measured_table(runs: Sequence[Run]) -> str:
 def growth_table(runs: Sequence[Run]) -> str:
     rows = []
     for kind, growth in fits(runs).items():
-        for what, title, factor, _ in COLUMNS:
+        for what, name, factor, _ in COLUMNS:
             one = growth[what]
+            title = "its memory without forks, MB" if what == "controller_pss" else name
             rows.append(
                 [
                     f"{KINDS[kind]}: {title}",
@@ -425,12 +437,12 @@ def facts(document: Document) -> dict[str, str]:
         "fleet_largest": str(largest(runs)),
         "fleet_measured": measured_table(runs).strip(),
         "fleet_options": options_table(runs).strip(),
-        "fleet_options_hosts": str(options(runs)[0]),
         "fleet_facts": facts_table(runs).strip(),
         "fleet_cores": str(CORES),
         "fleet_honest": honest(runs).strip(),
         **{name: text.strip() for name, text in tables.items()},
     }
+    found |= settings_facts(runs)
     for kind, by in growth.items():
         cpu = by["controller_cpu_s"]
         found |= {
@@ -442,6 +454,34 @@ def facts(document: Document) -> dict[str, str]:
             f"fleet_{kind}_ahead": f"{cpu.ahead:.2f}" if cpu.ahead else "no figure",
             f"fleet_{kind}_host_mb": f"{by['controller_pss'].host / 1e6:.1f}",
         }
+    return found
+
+
+def settings_facts(runs: Sequence[Run]) -> dict[str, str]:
+    """Of forks and pipelining, by name; ratios of medians. Nothing where they were not varied."""
+    hosts, varied = options(runs)
+    if not varied:
+        return {}
+
+    def of(some: Sequence[Run], what: str) -> float:
+        return figure([run[what] for run in some]).median
+
+    by_forks = {some[0]["forks"]: some for _, some in varied if some[0]["pipelining"]}
+    without = [some for _, some in varied if not some[0]["pipelining"]]
+    few, many = min(by_forks), max(by_forks)
+    base = by_forks[DEFAULT_FORKS]
+    found = {
+        "fleet_options_hosts": str(hosts),
+        "fleet_forks_base": str(DEFAULT_FORKS),
+        "fleet_forks_few": str(few),
+        "fleet_forks_many": str(many),
+        "fleet_forks_from_few": f"{of(base, 'wall_s') / of(by_forks[few], 'wall_s'):.2f}",
+        "fleet_forks_to_many": f"{of(by_forks[many], 'wall_s') / of(base, 'wall_s'):.2f}",
+        "fleet_fork_mb": f"{memory_per_fork(runs) / 1e6:.0f}",
+    }
+    for name, what in (("time", "wall_s"), ("controller", "controller_cpu_s"), ("hosts", "hosts_cpu_s")):
+        if without:
+            found[f"fleet_pipelining_{name}"] = f"{of(without[0], what) / of(base, what):.2f}"
     return found
 
 

@@ -38,6 +38,12 @@ def straight() -> list[dict[str, Any]]:
     return found + [run(kind, n, steps) for kind in ("rollout", "again") for n in ramps for steps in ramps[n]]
 
 
+def varied() -> list[dict[str, Any]]:
+    """Eight hosts with other settings."""
+    forks = [run("no_change", 8, forks=1, wall_s=360.0), run("no_change", 8, forks=25, wall_s=45.0)]
+    return [*forks, run("no_change", 8, pipelining=False, wall_s=180.0), *(run(kind, 8) for kind in fleet.FACTS)]
+
+
 def document(runs: list[dict[str, Any]]) -> dict[str, Any]:
     return {"runs": runs, "missing": {}, "idle": {"2": 0.01}}
 
@@ -89,6 +95,14 @@ def test_runs_with_other_forks_or_without_pipelining_are_not_in_the_growth() -> 
     assert "1,000,000" in fleet_report.options_table(runs)
 
 
+def test_what_operations_says_of_forks_and_pipelining_are_ratios_at_the_same_size() -> None:
+    """Eight hosts take 90 s with five forks."""
+    found = fleet_report.settings_facts([*straight(), *varied()])
+    assert (found["fleet_forks_from_few"], found["fleet_forks_to_many"]) == ("0.25", "0.50")
+    assert (found["fleet_pipelining_time"], found["fleet_pipelining_hosts"]) == ("2.00", "1.00")
+    assert fleet_report.settings_facts(straight()) == {}
+
+
 def test_hosts_in_turn_are_groups_of_forks_in_every_step() -> None:
     """Of 20 s with one host 10 are its turn: 12 hosts in steps of 1, 1, 4 and 6, five at a time."""
     length = fleet_report.Path(base=10.0, turn=10.0)
@@ -114,8 +128,14 @@ def test_memory_grows_with_the_hosts_that_are_worked_on_at_once() -> None:
     more = [run("no_change", 8, forks=1, controller_pss=20e6), run("no_change", 8, forks=25, controller_pss=90e6)]
     assert fleet_report.memory_per_fork([*straight(), *more]) == pytest.approx(10e6)
     assert fleet_report.memory_per_fork(straight()) == 0
-    few, many = (fleet_report.predict([*straight(), *more], "no_change", 100, forks) for forks in (5, 25))
-    assert many.memory - few.memory == pytest.approx(20 * 10e6)
+    # 100 MB, one more for every host, and ten more for each that is worked on.
+    runs = [
+        {**each, "controller_pss": 100e6 + 1e6 * each["hosts"] + 10e6 * min(5, each["hosts"])} for each in straight()
+    ]
+    growth = fleet_report.fits([*runs, *more])["no_change"]["controller_pss"]
+    assert (growth.fixed, growth.host) == pytest.approx((100e6, 1e6))
+    few, many = (fleet_report.predict([*runs, *more], "no_change", 100, forks) for forks in (5, 25))
+    assert (few.memory, many.memory) == pytest.approx((250e6, 450e6))
 
 
 def test_the_waits_are_those_of_the_rollouts_defaults() -> None:
@@ -226,7 +246,7 @@ def test_a_fleet_alone_is_published_without_the_other_scenarios(
     monkeypatch.setattr(publish, "ROOT", tmp_path)
     with pytest.raises(BenchmarkError, match=r"point\.json is missing"):
         publish.render("x")
-    merged = fleet_report.merge([document(straight())])
+    merged = fleet_report.merge([document([*straight(), *varied()])])
     words = ("processor", "cores", "kernel", "system", "commit", "daemon_python", "loop", "json")
     merged |= {"machine": dict.fromkeys(words, "x"), "loads": [0.1], "took": 60.0, "quick": False}
     suite.write({"fleet": merged}, tmp_path)
