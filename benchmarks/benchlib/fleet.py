@@ -41,6 +41,9 @@ INSTANCES_PER_HOST = 14
 MEMORY_PER_HOST = 400e6
 """Bytes that are set aside for a host before it is known what it needs."""
 
+IMAGES = "localhost/socket-handoff-bench"
+"""Hosts that were converged once; the tag says of which Debian release, and by which sources."""
+
 DEFAULT_FORKS = 5
 """Ansible's own, of a command without --forks."""
 
@@ -209,7 +212,7 @@ class Fleet:
         return 12 + place % 2
 
     def image(self, release: int) -> str:
-        return f"localhost/socket-handoff-bench:{release}-{sources_digest()}"
+        return f"{IMAGES}:{release}-{sources_digest()}"
 
     def copy_checkout(self) -> None:
         """What is deployed stays the same, whoever edits the checkout meanwhile."""
@@ -227,8 +230,9 @@ class Fleet:
         path.write_text(text)
 
     def up(self, name: str, release: int, image: str = "") -> None:
-        command(["script/host", "up", name, str(release)], TEST_HOST_IMAGE=image)
+        # Before it is there: what is interrupted on the way has to be taken down as well.
         self.hosts.append(name)
+        command(["script/host", "up", name, str(release)], TEST_HOST_IMAGE=image)
         told = command(["podman", "inspect", "--format", "{{.Id}} {{.State.Pid}}", f"socket-handoff-{name}"]).split()
         group = container_group(told[0], Path(f"/proc/{told[1]}/cgroup").read_text())
         self.groups[name] = unified() / group
@@ -247,6 +251,7 @@ class Fleet:
         missing = [release for release in (12, 13) if not self._there(self.image(release))]
         if not missing:
             return
+        self.forget_images()
         self.say(f"converging a Debian {' and a '.join(map(str, missing))} host, of which the others are copies")
         names = [f"bench-template{release}" for release in missing]
         for name, release in zip(names, missing, strict=True):
@@ -258,6 +263,12 @@ class Fleet:
             command(["podman", "exec", f"socket-handoff-{name}", "sh", "-c", tidy])
             command(["podman", "commit", "--quiet", f"socket-handoff-{name}", self.image(release)])
             self.down(name)
+
+    def forget_images(self) -> None:
+        """Those of other sources: gigabytes that nobody starts from any more."""
+        kept = command(["podman", "images", "--format", "{{.Repository}}:{{.Tag}}", IMAGES]).split()
+        for image in set(kept) - {self.image(release) for release in (12, 13)}:
+            command(["podman", "rmi", image])
 
     @staticmethod
     def _there(image: str) -> bool:
