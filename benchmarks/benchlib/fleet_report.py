@@ -354,7 +354,9 @@ def facts_table(runs: Sequence[Run]) -> str:
                 for what in ("controller_cpu_s", "hosts_cpu_s")
             ]
             rows.append([FACTS[kind], *cells])
-    return table(["a play of one task that gathers", "controller's CPU per host, ms", "host's CPU, ms"], rows)
+    return table(
+        ["a play of one task that gathers", "controller's CPU per host, its start included, ms", "host's CPU, ms"], rows
+    )
 
 
 def prediction_table(runs: Sequence[Run]) -> str:
