@@ -12,11 +12,12 @@ name: rollout_steps
 author: socket_handoff.fleet authors (@socket-handoff)
 version_added: 0.2.0
 short_description: Turn a ramp into the number of hosts of each step
-positional: hosts
+positional: hosts, at_once
 description:
   - Each item of a ramp says how many hosts have the release after the step, as a number or as a percentage of all,
     which is
     rounded up. Steps that would bring it to no further host are left out.
+  - A step with more than O(at_once) hosts is cut into several.
 options:
   _input:
     description: The ramp, a list, or a text with commas.
@@ -26,6 +27,10 @@ options:
     description: How many hosts there are.
     type: int
     required: true
+  at_once:
+    description: How many hosts a step has at most, as a number, or as a percentage of all, which is rounded up.
+    type: raw
+    default: 100%
 """
 
 EXAMPLES = r"""
@@ -36,7 +41,7 @@ EXAMPLES = r"""
 
 RETURN = r"""
 _value:
-  description: Hosts per step; empty where the ramp is none.
+  description: Hosts per step; empty where the ramp, or O(at_once), is none.
   type: list
   elements: int
 """
@@ -50,18 +55,22 @@ def ramp_items(ramp):
     return [re.sub(r"\s+", "", str(item)) for item in items]
 
 
-def rollout_steps(ramp, hosts):
+def share(item, hosts):
+    """Return how many of the hosts an item means, at most all."""
+    return math.ceil(hosts * int(item[:-1]) / 100) if item.endswith("%") else min(int(item), hosts)
+
+
+def rollout_steps(ramp, hosts, at_once="100%"):
     """Return how many hosts each step adds; nothing where the ramp is no ramp to all of them."""
     items, steps, done = ramp_items(ramp), [], 0
-    if not items or items[-1] != "100%" or not all(ITEM.match(item) for item in items):
+    most = re.sub(r"\s+", "", str(at_once))
+    if not items or items[-1] != "100%" or not all(ITEM.match(item) for item in [*items, most]):
         return []
-    reached = 0
     for item in items:
-        wanted = math.ceil(hosts * int(item[:-1]) / 100) if item.endswith("%") else min(int(item), hosts)
-        reached = max(reached, wanted)
-        if reached > done:
-            steps.append(reached - done)
-            done = reached
+        reached = share(item, hosts)
+        while reached > done:
+            steps.append(min(reached - done, share(most, hosts)))
+            done += steps[-1]
     return steps
 
 

@@ -6,7 +6,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-from pathlib import Path
+import re
 
 from ansible.errors import AnsibleError
 from ansible.plugins.lookup import LookupBase
@@ -18,9 +18,8 @@ author: socket_handoff.fleet authors (@socket-handoff)
 version_added: 0.2.0
 short_description: One digest of everything that a release of this host is made from
 description:
-  - Taken over the sources of the module, the daemon and the application, the templates, the roles, and the values
-    that the
-    current host has for their variables.
+  - Taken over the sources of the module, the daemon and the application, the templates, the plugins, the
+    roles, and the values that the current host has for their variables.
   - Secrets do not go into it, so a rollout that brings nothing but another secret needs another name.
 options:
   _terms:
@@ -44,10 +43,14 @@ ROLES = ("streaming_daemon", "apache_handoff", "handoff_app")
 TREES = (
     ("module-src", (".c", ".h", "Makefile")),
     ("daemon-src/streaming_daemon", (".py",)),
-    ("examples/php-app", (".php", ".css", ".js", ".svg", ".html")),
+    # As in the vars of the role.
+    ("examples/php-app", (".php", ".css", ".js", ".svg", ".html", ".ico", ".png")),
     ("templates/etc", (".j2",)),
     *((f"roles/{role}", (".yml",)) for role in ROLES),
 )
+# Plugins that the roles name, but for those that only look: these bring nothing to a host.
+NAMED = re.compile(r"\bsocket_handoff\.fleet\.(\w+)")
+LOOK = {"handoff_probe", "unknown_variables", *ROLES}
 # Other trees' tests and builds are no part of a release.
 SKIPPED = {"tests", "build", "__pycache__", "debian"}
 CREDENTIALS = "streaming_daemon_credentials"
@@ -57,13 +60,20 @@ WITHOUT = ("handoff_app_probe_", "handoff_foreign_variables", "handoff_app_passw
 
 def digest_of_trees() -> str:
     """Return the digest of the files that a release is made from."""
-    total = hashlib.sha256()
+    total, named = hashlib.sha256(), set()
     for tree, endings in TREES:
         root = ROOT / tree
         for path in sorted(root.rglob("*")):
             inside = path.relative_to(root)
             if path.is_file() and path.name.endswith(endings) and not SKIPPED & set(inside.parts[:-1]):
-                total.update(f"{tree}/{inside} {hashlib.sha256(Path(path).read_bytes()).hexdigest()}\n".encode())
+                content = path.read_bytes()
+                if tree.startswith("roles/"):
+                    named |= set(NAMED.findall(content.decode()))
+                total.update(f"{tree}/{inside} {hashlib.sha256(content).hexdigest()}\n".encode())
+    for path in sorted((ROOT / "plugins").glob("*/*.py")):
+        if path.stem in named - LOOK:
+            inside = path.relative_to(ROOT)
+            total.update(f"{inside} {hashlib.sha256(path.read_bytes()).hexdigest()}\n".encode())
     return total.hexdigest()
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib
 import os
+import shutil
 import subprocess
 import sys
 from types import ModuleType
@@ -93,6 +94,25 @@ def test_a_ramp_becomes_steps_that_reach_every_host_once(ramp, hosts, steps):
     assert sum(found) in (0, hosts)
 
 
+@pytest.mark.parametrize(
+    ("ramp", "hosts", "at_once", "steps"),
+    [
+        ("1, 10%, 50%, 100%", 100, "25%", [1, 9, 25, 15, 25, 25]),
+        ("1, 10%, 50%, 100%", 6, "25%", [1, 2, 2, 1]),
+        ("100%", 2, "25%", [1, 1]),
+        ("100%", 1, "25%", [1]),
+        ("100%", 5, 2, [2, 2, 1]),
+        ("100%", 5, "100%", [5]),
+        ("100%", 5, "9", [5]),
+        ("100%", 5, 0, []),
+        ("100%", 5, "101%", []),
+        ("100%", 5, "", []),
+    ],
+)
+def test_no_step_drains_more_than_are_to_be_away_at_once(ramp, hosts, at_once, steps):
+    assert plugin("filter", "rollout_steps").rollout_steps(ramp, hosts, at_once) == steps
+
+
 def sample(host: str, new: bool, ended: int, bad: int, *problems: str) -> dict[str, object]:
     return {"host": host, "new": new, "ended": ended, "bad": bad, "problems": list(problems)}
 
@@ -115,6 +135,38 @@ def test_a_canary_is_judged_by_those_that_have_the_old_release(samples, refused)
     verdicts = plugin("filter", "soak_verdicts").soak_verdicts(samples, margin=2, minimum=20)
     assert sorted(verdicts) == refused
     assert all("worse than before" in text for text in verdicts.values())
+
+
+@pytest.mark.parametrize(
+    ("result", "words"),
+    [
+        ({"msg": "The disk is full"}, "The disk is full"),
+        ({"msg": "non-zero return code", "stderr": "AH00526:\n  no"}, "non-zero return code: AH00526: no"),
+        (
+            {"msg": "MODULE FAILURE", "module_stderr": "x" * 2000 + "KeyError"},
+            f"MODULE FAILURE: ... {'x' * 992}KeyError",
+        ),
+        ({"msg": "died: no", "stderr": "no"}, "died: no"),
+        ({}, "see above"),
+        ("?", "see above"),
+        ({"censored": "the output has been hidden"}, "what it said is kept secret"),
+        (
+            {
+                "msg": "One or more items failed",
+                "results": [
+                    {"item": "a", "failed": False},
+                    {"item": "b", "failed": True, "msg": "no b"},
+                    {"item": {"k": 1}, "_ansible_item_label": "c", "unreachable": True, "msg": "away"},
+                    {"item": {"k": 1}, "failed": True, "msg": "no d"},
+                    {"item": "e", "failed": True, "msg": "no e"},
+                ],
+            },
+            "b: no b; c: away; no d; and 1 more",
+        ),
+    ],
+)
+def test_why_is_what_the_program_or_the_item_has_said(result, words):
+    assert plugin("filter", "failure_words").failure_words(result) == words
 
 
 def test_a_table_has_its_columns_below_one_another():
@@ -172,3 +224,28 @@ def test_every_tree_that_a_release_is_made_from_is_there():
     module = plugin("lookup", "release_inputs")
     for tree, endings in module.TREES:
         assert any(path.name.endswith(endings) for path in (ROOT / tree).rglob("*")), tree
+
+
+@pytest.mark.parametrize(
+    ("path", "counts"),
+    [
+        ("plugins/modules/apache_config.py", True),
+        ("plugins/module_utils/source_tree.py", True),
+        ("examples/php-app/public/icon.png", True),
+        ("roles/handoff_app/tasks/install.yml", True),
+        # What rolls out, and what only looks, brings nothing to a host.
+        ("plugins/modules/host_health.py", False),
+        ("plugins/modules/handoff_probe.py", False),
+        ("plugins/lookup/rollout_controller.py", False),
+    ],
+)
+def test_what_reaches_a_host_makes_another_release_of_it_and_nothing_else_does(path, counts, monkeypatch, tmp_path):
+    module = plugin("lookup", "release_inputs")
+    for tree in (*(tree for tree, _ in module.TREES), "plugins"):
+        shutil.copytree(ROOT / tree, tmp_path / tree, ignore=shutil.ignore_patterns("__pycache__"))
+    monkeypatch.setattr(module, "ROOT", tmp_path)
+    before = module.digest_of_trees()
+    assert module.digest_of_trees() == before
+    with (tmp_path / path).open("a") as handle:
+        handle.write("# changed\n")
+    assert (module.digest_of_trees() != before) == counts
