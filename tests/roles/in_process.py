@@ -7,7 +7,7 @@ and host, and with them whatever needs a result of an earlier task.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 from unittest import mock
@@ -21,13 +21,13 @@ from ansible.inventory.manager import InventoryManager
 from ansible.module_utils.common.collections import ImmutableDict
 from ansible.parsing.dataloader import DataLoader
 from ansible.playbook import Playbook
-from ansible.playbook.play import Play
 from ansible.playbook.play_context import PlayContext
 from ansible.playbook.task import Task
 from ansible.plugins import loader as plugins
 from ansible.vars.hostvars import HostVars
 from ansible.vars.manager import VariableManager
 
+TASKS = Path(__file__).resolve().parents[2] / "playbooks/tasks"
 # The play that checks the inputs of one role.
 ASSERT = """\
 - hosts: all
@@ -67,11 +67,10 @@ def _remembering(compile_template: Callable[..., Any]) -> Callable[..., Any]:
     return compile_once
 
 
-def _tasks(play: Play) -> Iterator[Task]:
-    """Return the tasks of a play in the order of their execution."""
-    for block in play.compile():
-        for task in block.block:
-            yield from [task] if isinstance(task, Task) else task.block
+def _tasks(blocks: Iterable[Any]) -> Iterator[Task]:
+    """Return the tasks of a play's blocks in the order of their execution."""
+    for each in blocks:
+        yield from [each] if isinstance(each, Task) else _tasks(each.block)
 
 
 def _run(
@@ -96,6 +95,8 @@ def refusals(
         yaml.safe_dump({"all": {"hosts": {name: dict(given) for name, given in hosts.items()}}})
     )
     (work / "play.yml").write_text(play)
+    # What a playbook imports is found beside it.
+    (work / "tasks").symlink_to(TASKS)
     context.CLIARGS = ImmutableDict(
         connection="local", verbosity=0, check=False, diff=False, tags=["all"], skip_tags=[]
     )
@@ -106,7 +107,7 @@ def refusals(
     (loaded,) = Playbook.load(str(work / "play.yml"), variable_manager=manager, loader=loader).get_plays()
     for name in hosts:
         manager.set_host_facts(name, {**DEBIAN, **(facts or {}).get(name, {})})
-    tasks = [task for task in _tasks(loaded) if task.action not in ("meta", "ansible.builtin.meta")]
+    tasks = [task for task in _tasks(loaded.compile()) if task.action not in ("meta", "ansible.builtin.meta")]
     assert tasks, "the play has no task"
     found: dict[str, dict[str, Any] | None] = dict.fromkeys(hosts)
     with mock.patch.object(jinja2.Environment, "compile", _remembering(jinja2.Environment.compile)):

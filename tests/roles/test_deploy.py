@@ -147,6 +147,7 @@ def answers(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
     common |= {"case_root": f"{ROOT}/templates/etc/apache2/"}
     (work / "hosts.yml").write_text(yaml.safe_dump({"all": {"hosts": hosts, "vars": common}}))
     (work / "play.yml").write_text(yaml.safe_dump([check]) + GATHER)
+    (work / "tasks").symlink_to(ROOT / "playbooks/tasks")
     out = work / "answers.json"
     done = subprocess.run(
         ["ansible-playbook", "-i", work / "hosts.yml", "-c", "local", "-e", f"case_out={out}", work / "play.yml"],
@@ -205,8 +206,9 @@ def test_a_load_balancer_in_front_of_hosts_that_do_not_expect_it_is_refused(name
     play = next(
         each for each in yaml.safe_load((ROOT / "playbooks/deploy.yml").read_text()) if "of the load" in each["name"]
     )
-    play["tasks"] = [task for task in play["tasks"] if "ansible.builtin.assert" in task]
+    play["tasks"] = [task for task in play["tasks"] if "ansible.builtin.import_tasks" in task]
     (tmp_path / "play.yml").write_text(yaml.safe_dump([play]))
+    (tmp_path / "tasks").symlink_to(ROOT / "playbooks/tasks")
     hosts = {"web_hosts": {"hosts": {"web1": first, "web2": second}}, "load_balancers": {"hosts": {"lb1": {}}}}
     (tmp_path / "hosts.yml").write_text(yaml.safe_dump(hosts))
     done = subprocess.run(
