@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from typing import Any
 
 import pytest
@@ -194,6 +195,42 @@ def test_who_serves_is_drained_before_it_goes_back_and_who_was_cut_off_goes_back
     for host in ("web1", "web2"):
         assert run.row(host).startswith(f"{host} unnamed rolled back"), run.out
         assert NO_SPACE in run.row(host)
+
+
+PARTS = {"daemon": "0.1.0", "module": "", "configuration": ""}
+
+
+def test_a_census_has_a_line_for_a_host_that_cannot_be_read(tmp_path):
+    """It is written by whoever runs the playbook, also where the inventory says that root does everything."""
+    place = tmp_path / "census.json"
+    run = run_playbook(
+        tmp_path,
+        "status",
+        {host: {"ansible_become": False} for host in FOUR},
+        answers={
+            "web1": {"host_release": {"digest": "d", "snapshots": [], "parts": PARTS}},
+            "web2": {"host_release": "record.json is not JSON"},
+            "web3": {"host_release": "unreachable"},
+            "web4": {
+                "host_release": {
+                    **{"digest": "d", "snapshots": [], "parts": PARTS},
+                    "turn": {"release": "1.5", "by": "ada@admin1"},
+                }
+            },
+        },
+        variables={"ansible_become": True, "ansible_become_exe": "/nonexistent/sudo"},
+        status_file=str(place),
+    )
+    assert run.code == 0, run.out
+    assert [run.row(host) for host in FOUR] == [
+        "web1 unnamed 0.1.0 0 - -",
+        "web2 ? CANNOT BE READ: See what it runs: record.json is not JSON",
+        "web3 ? UNREACHABLE",
+        "web4 unnamed 0.1.0 0 - - UNFINISHED: 1.5 of ada@admin1",
+    ], run.out
+    census = {each["host"]: each for each in json.loads(place.read_text())}
+    assert sorted(census) == sorted(FOUR)
+    assert census["web2"]["unreadable"].endswith("record.json is not JSON")
 
 
 def test_a_backend_that_fails_everybody_is_not_taken_for_the_release_in_the_last_step_either(tmp_path):
