@@ -24,6 +24,13 @@ description:
 options:
   _terms:
     description: None. The lookup takes no terms.
+  of:
+    description:
+      - With V(files), the values of variables are left out. They are another host's for another host, and where roles
+        are included and not imported, their defaults are not among them.
+    type: str
+    choices: [files, all]
+    default: all
 """
 
 EXAMPLES = r"""
@@ -85,6 +92,8 @@ class LookupModule(LookupBase):
         self.set_options(var_options=variables, direct=kwargs)
         if terms:
             raise AnsibleError("release_inputs takes no terms. Example: lookup('socket_handoff.fleet.release_inputs')")
+        if self.get_option("of") == "files":
+            return [digest_of_trees()]
         values = {}
         for role in ROLES:
             for name, option in role_options()[role]["main"].items():

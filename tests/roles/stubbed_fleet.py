@@ -72,8 +72,7 @@ def collection(work: Path) -> Path:
     for kind in ("filter", "lookup", "plugin_utils", "module_utils"):
         (root / "plugins" / kind).mkdir(parents=True)
         for path in (ROOT / "plugins" / kind).glob("*.py"):
-            stub = STUBS / kind / path.name
-            (root / "plugins" / kind / path.name).symlink_to(stub if stub.exists() else path)
+            (root / "plugins" / kind / path.name).symlink_to(path)
     (root / "plugins/action").mkdir()
     for name in ("stub", *MODULES):
         (root / "plugins/action" / f"{name}.py").symlink_to(STUBS / "action/stub.py")
@@ -97,16 +96,20 @@ def run_playbook(
     answers: dict[str, dict[str, Any]] | None = None,
     groups: dict[str, dict[str, Any]] | None = None,
     variables: dict[str, Any] | None = None,
-    inputs: str = "one",
+    inputs: str = "",
     files: dict[str, str] | None = None,
     **given: Any,
 ) -> Outcome:
     """Run a playbook for web hosts with variables of their own; what is given besides goes in with -e.
 
     A file whose path begins with ``plugins/`` is put in place of the collection's, any other into the working
-    directory, where ``apache2ctl-HOST`` is the Apache of that host.
+    directory, where ``apache2ctl-HOST`` is the Apache of that host. Where inputs are given, their first line is what a
+    release is made from, and the second what it is made from once a host has been through its probe.
     """
     root = collection(work)
+    if inputs:
+        (root / "plugins/lookup/release_inputs.py").unlink()
+        (root / "plugins/lookup/release_inputs.py").symlink_to(STUBS / "lookup/release_inputs.py")
     for path, text in (files or {}).items():
         place = (root if path.startswith("plugins/") else work) / path
         place.unlink(missing_ok=True)
@@ -122,11 +125,7 @@ def run_playbook(
     done = subprocess.run(
         [
             *(Path(sys.executable).with_name("ansible-playbook"), "-i", work / "hosts.yml"),
-            *(
-                "-e",
-                json.dumps({"__apache2ctl": apache, **given}),
-                *arguments,
-            ),
+            *("-e", json.dumps({"__apache2ctl": apache, **given}), *arguments),
             root / "playbooks" / f"{name}.yml",
         ],
         cwd=work,

@@ -197,10 +197,10 @@ def test_the_controller_names_the_run_and_not_one_of_its_workers():
     assert "@" in found["by"]
 
 
-def inputs(**variables: object) -> str:
+def inputs(of: str = "all", **variables: object) -> str:
     loader = DataLoader()
     lookup = lookup_loader.get("socket_handoff.fleet.release_inputs", loader=loader, templar=Templar(loader, variables))
-    (digest,) = lookup.run([], variables=variables)
+    (digest,) = lookup.run([], variables=variables, of=of)
     return str(digest)
 
 
@@ -210,6 +210,11 @@ def test_what_a_release_is_made_from_has_one_digest():
     assert inputs(streaming_daemon_workers=3) != plain
     assert inputs(streaming_daemon_workers=trust_as_template("{{ 1 + 1 }}")) == plain
     assert inputs(streaming_daemon_workers=2, somebody_elses=1) == plain
+
+
+def test_the_files_of_a_release_are_the_same_whatever_the_variables_are():
+    assert inputs(of="files", streaming_daemon_workers=2) == inputs(of="files", streaming_daemon_workers=3)
+    assert inputs(of="files") != inputs()
 
 
 def test_secrets_and_what_the_probe_asks_are_no_part_of_a_release():
