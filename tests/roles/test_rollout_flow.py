@@ -33,6 +33,7 @@ def test_a_canary_that_was_lost_before_its_turn_stops_all_steps_and_not_only_the
     assert run.row("web4") == "web4 unnamed waiting"
 
 
+BROKEN_APACHE = "#!/bin/sh\necho 'AH00526: Syntax error on line 3 of /etc/apache2/x.conf' >&2\nexit 1\n"
 NO_SPACE = "No space left on device"
 
 
@@ -56,7 +57,7 @@ def test_a_host_that_nobody_could_watch_in_its_soak_goes_back(tmp_path):
         ("web5", "web5 unnamed waiting"),
     ):
         assert part in run.row(host), run.out
-    assert all("unnamed rolled back" in run.row(host) for host in ("web1", "web2")), run.out
+    assert all("unnamed rolled back" in run.row(host) for host in ("web1", "web2", "web3")), run.out
     assert sorted(run.asked(TURN)) == ["web1", "web2", "web3", "web4"]
 
 
@@ -129,14 +130,13 @@ def test_a_rollout_that_would_do_something_else_than_was_meant_is_refused(name, 
 def test_a_fleet_of_which_nobody_could_be_prepared_is_told_why_and_is_not_locked_any_more(tmp_path):
     hosts = {**dict.fromkeys(FOUR, BEHIND), "web3": {**BEHIND, "streaming_daemon_socket": "/run/other.sock"}}
     hosts["web4"] = {}
-    apache = "#!/bin/sh\necho 'AH00526: Syntax error on line 3 of /etc/apache2/x.conf' >&2\nexit 1\n"
     run = run_playbook(
         tmp_path,
         "rollout",
         hosts,
         groups={"load_balancers": {"hosts": {"lb1": {}}}},
         answers={"web1": {"streaming_daemon prepare": NO_SPACE}},
-        files={"apache2ctl-web2": apache},
+        files={"apache2ctl-web2": BROKEN_APACHE},
         **QUICK,
     )
     assert run.code != 0
@@ -185,12 +185,14 @@ def test_who_serves_is_drained_before_it_goes_back_and_who_was_cut_off_goes_back
         dict.fromkeys(FOUR, BEHIND),
         groups={"load_balancers": {"hosts": {"lb1": {}}}},
         answers=answers,
+        files={"apache2ctl-web2": BROKEN_APACHE},
         **{**QUICK, "rollout_ramp": "2,100%", "rollout_at_once": 2},
     )
     assert run.code != 0
     of_web1 = [line for line in run.log if line.startswith("web1 ") and ("handoff_lb" in line or "restored" in line)]
     there_and_back = ["web1 handoff_lb drain", "web1 handoff_lb enable"]
     assert of_web1 == [*there_and_back, there_and_back[0], "web1 host_release restored", there_and_back[1]]
+    # Its Apache may be broken by the turn that was cut off, so that does not keep it from the next.
     assert "web2" in run.asked("host_release restored")
     for host in ("web1", "web2"):
         assert run.row(host).startswith(f"{host} unnamed rolled back"), run.out
