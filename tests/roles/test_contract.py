@@ -188,6 +188,7 @@ def test_no_role_reads_a_fact_that_only_injection_provides():
         *("ansible_check_mode", "ansible_diff_mode", "ansible_facts", "ansible_managed"),
         *("ansible_failed_result", "ansible_failed_task", "ansible_host", "ansible_play_batch"),
         *("ansible_become", "ansible_connection", "ansible_limit", "ansible_play_hosts", "ansible_play_hosts_all"),
+        *("ansible_run_tags", "ansible_skip_tags"),
         *("ansible_playbook_python", "ansible_python_interpreter"),
     }
     places = [ROOT / "roles", ROOT / "playbooks", ROOT / "templates"]
