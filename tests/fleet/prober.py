@@ -26,6 +26,7 @@ import ssl
 import sys
 import threading
 import time
+from pathlib import Path
 from typing import Any
 from urllib.parse import urlencode
 
@@ -135,6 +136,9 @@ class User(threading.Thread):
     def run(self) -> None:
         logged_in, streams, sent_away = False, 0, 0
         while not self.stop.is_set():
+            if self.options.unless and self.options.unless.exists():
+                self.stop.wait(0.1)
+                continue
             line: dict[str, Any] | None
             try:
                 if not logged_in:
@@ -165,6 +169,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else "")
     parser.add_argument("address")
     parser.add_argument("--plain", action="store_true", help="HTTP without TLS, where there is no load balancer")
+    parser.add_argument("--unless", type=Path, help="open nothing new while this file is there: the host is drained")
     parser.add_argument("--host", default="chat.example.com")
     parser.add_argument("--password", required=True)
     parser.add_argument("--users", type=int, default=6)

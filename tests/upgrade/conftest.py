@@ -47,9 +47,15 @@ def address(name: str) -> str:
     return found.stdout.strip()
 
 
+@pytest.fixture(scope="session")
+def drained(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A file that says to users, while it is there, that they get no new connection: all of a load balancer here."""
+    return tmp_path_factory.mktemp("balancer") / "drained"
+
+
 @pytest.fixture
-def users(address: str) -> Iterator[Ledger]:
+def users(address: str, drained: Path) -> Iterator[Ledger]:
     """Users with answers of a quarter of a minute, from before a change until a test asks what they got."""
-    options = ("--plain", "--users", "4", "--tokens", "150", "--pace", "10")
+    options = ("--plain", "--users", "4", "--tokens", "150", "--pace", "10", "--unless", str(drained))
     with streaming(address, PASSWORD, *options) as ledger:
         yield ledger

@@ -1,8 +1,8 @@
 """A host that serves with an earlier version gets this one, and goes back. One story, told in order.
 
-There is no load balancer here, and nothing is drained: whatever is open while the host changes has to come to its end.
-Requests that come in the moments in which the module is new and the application is not may be refused; nothing that
-was begun may be cut.
+Whatever is open while the host changes has to come to its end. A rollout drains, by a command; site.yml does not, so
+requests that come in the moments in which the module is new and the application is not may be refused there, and
+nothing that was begun may be cut.
 """
 
 from __future__ import annotations
@@ -57,13 +57,13 @@ def version(host: Host) -> str:
     return "this" if "SocketHandoffTarget" in text else "previous"
 
 
-def assert_kept(host: Host) -> None:
+def assert_kept(host: Host, session: Session) -> None:
     """What was added by hand is there, and in use."""
     for path, text in BY_HAND.items():
         assert host.file(path).content_string == text
     assert "BY_HAND=yes" in host.check_output("systemctl show --property Environment streaming-daemon.service")
-    page = host.check_output("curl --silent --include --header 'Host: chat.example.com' http://127.0.0.1/by-hand.txt")
-    assert "X-By-Hand: yes" in page and page.endswith("by hand")
+    page = session.get("/by-hand.txt")
+    assert page.header("X-By-Hand") == "yes" and page.body == b"by hand\n"
 
 
 def assert_nothing_was_cut(users: Ledger) -> None:
@@ -91,38 +91,42 @@ def test_the_previous_version_serves_and_gets_additions_by_hand(
     for path, text in BY_HAND.items():
         host.check_output("install -D -m 644 /dev/null %s && printf '%%s' %s >%s", path, text, path)
     host.check_output("systemctl daemon-reload && systemctl restart streaming-daemon apache2")
-    assert_kept(host)
+    assert_kept(host, session)
     session.log_in("demo", PASSWORD)
     assert_streams(session)
 
 
+def by_command(drained: Path, log: Path) -> dict[str, object]:
+    """What takes new requests from a host and gives them back; it says so in a log."""
+    shell = ["/bin/sh", "-c"]
+    return {
+        "rollout_drain": "command",
+        "rollout_drain_command": [*shell, f'touch {drained} && sleep 1 && echo "drain $0" >>{log}'],
+        "rollout_undrain_command": [*shell, f'rm -f {drained} && echo "undrain $0" >>{log}'],
+    }
+
+
 def test_a_rollout_brings_this_version_to_a_host_that_serves(
-    host: Host, name: str, users: Ledger, session: Session, tmp_path: Path
+    host: Host, name: str, users: Ledger, session: Session, drained: Path, tmp_path: Path
 ) -> None:
-    log = tmp_path / "drained"
-    note = ["/bin/sh", "-c", f'echo "$0 $1" >>{log}']
-    succeeded(
-        rollout(
-            name,
-            "this",
-            rollout_drain="command",
-            rollout_drain_command=[*note, "drain"],
-            rollout_undrain_command=[*note, "undrain"],
-        )
-    )
+    log = tmp_path / "log"
+    succeeded(rollout(name, "this", **by_command(drained, log)))
     assert log.read_text().splitlines() == [f"drain {name}", f"undrain {name}"]
     assert version(host) == "this"
-    assert_nothing_was_cut(users)
-    assert_kept(host)
+    assert users.lost() == []
+    assert_kept(host, session)
     # Without a new login.
     assert_streams(session)
 
 
-def test_a_rollback_takes_it_back_to_what_served_before(host: Host, name: str, users: Ledger, session: Session) -> None:
-    succeeded(playbook(name, play="playbooks/rollback.yml"))
+def test_a_rollback_takes_it_back_to_what_served_before(
+    host: Host, name: str, users: Ledger, session: Session, drained: Path, tmp_path: Path
+) -> None:
+    given = json.dumps(by_command(drained, tmp_path / "log"))
+    succeeded(playbook(name, "-e", given, play="playbooks/rollback.yml"))
     assert version(host) == "previous"
-    assert_nothing_was_cut(users)
-    assert_kept(host)
+    assert users.lost() == []
+    assert_kept(host, session)
     assert_streams(session)
 
 
@@ -138,7 +142,7 @@ def test_site_yml_brings_this_version_to_a_host_that_serves(
     succeeded(playbook(name))
     assert version(host) == "this"
     assert_nothing_was_cut(users)
-    assert_kept(host)
+    assert_kept(host, session)
     assert_streams(session)
 
 
@@ -153,10 +157,16 @@ def test_the_previous_versions_own_playbook_is_refused_before_anything_of_this_o
     assert version(host) == "this"
 
 
-def test_a_rollback_by_name_takes_it_down_again(host: Host, name: str, users: Ledger, session: Session) -> None:
-    """site.yml leaves no record, so the name says where to go."""
-    succeeded(playbook(name, "-e", "rollback_release=unnamed", play="playbooks/rollback.yml"))
+def test_a_rollback_by_name_takes_it_down_again(
+    host: Host, name: str, users: Ledger, session: Session, tmp_path: Path
+) -> None:
+    """site.yml leaves no record, so the name says where to go: status.yml lists what is kept."""
+    census = tmp_path / "census.json"
+    succeeded(playbook(name, "-e", f"status_file={census}", play="playbooks/status.yml"))
+    (row,) = json.loads(census.read_text())
+    (kept,) = [each["name"] for each in row["kept"] if each["name"].startswith("unnamed")]
+    succeeded(playbook(name, "-e", f"rollback_release={kept}", play="playbooks/rollback.yml"))
     assert version(host) == "previous"
     assert_nothing_was_cut(users)
-    assert_kept(host)
+    assert_kept(host, session)
     assert_streams(session)
