@@ -21,9 +21,15 @@ takes a half-made change for it. Only a turn keeps credentials, and they go with
 it: a release that is kept for months must not keep keys for months.
 
 Going back is checked first, whole: every byte that is needed is there and has
-its digest, every credential that the old unit asks for is on the host. Then each
-file is replaced by rename; a write that fails half way undoes those before it.
+its digest, every credential that the old unit asks for is on the host. Then all
+is written beside its place, which needs room and may fail, and only then put in
+place by renames, which need none; nor does taking those back.
 Services are the caller's: the result says what has to be reloaded or restarted.
+
+A rollback is a turn too, and says so: one that was cut off has the release in its
+notes that somebody wanted to leave, and whoever goes on with it must not take
+that for what to go back to. Nor does a host that has gone back go on to what its
+record has as previous, which is where it came from.
 """
 
 from __future__ import annotations
@@ -42,7 +48,7 @@ options:
   state:
     description:
       - With V(read), says what the host runs, and what differs from its record.
-      - With V(begun), a rollout's turn begins, and what serves now is kept. Where an earlier turn did not come to its
+      - With V(begun), a turn begins, and what serves now is kept. Where an earlier turn did not come to its
         end, what was kept then is what counts.
       - With V(recorded), what is on the host now is O(release), and the turn is over.
       - With V(restored), every file is put back as it was in the snapshot O(to).
@@ -51,8 +57,23 @@ options:
     choices: [read, begun, recorded, restored, returned]
     default: read
   release:
-    description: The name that the rollout gave to what it brings. Required for V(begun) and V(recorded).
+    description:
+      - The name that the rollout gave to what it brings. Required for V(begun) and V(recorded).
+      - With O(kind=rollback) and O(state=begun), where it goes back to, as for O(to).
     type: str
+  kind:
+    description:
+      - What the turn is for. With V(rollback), O(state=begun) leaves a host alone that has nothing to go back from, and
+        says so in RV(stays).
+    type: str
+    choices: [rollout, rollback]
+    default: rollout
+  only:
+    description:
+      - For O(kind=rollback), the name, or the beginning of the digest, of the release to go back from. Hosts that run
+        another one stay as they are.
+    type: str
+    default: ''
   inputs:
     description: The digest of what the release was made from, which tells a finished host from one that has to be
       done again.
@@ -141,8 +162,16 @@ interrupted:
   description: Whether an earlier turn had not come to its end.
   type: bool
   returned: with O(state=begun)
+stays:
+  description: Why a rollback leaves the host as it is, and has not begun; empty where it goes back.
+  type: str
+  returned: with O(state=begun)
+back_to:
+  description: What O(to) has to be for a rollback that has begun.
+  type: str
+  returned: with O(state=begun) and O(kind=rollback)
 paths:
-  description: Paths that were put back.
+  description: Paths that were put back, by this or an earlier attempt of the turn.
   type: list
   elements: str
   returned: with O(state=restored)
@@ -203,6 +232,12 @@ CREDENTIALS = "/etc/streaming-daemon/credentials"
 MODULE = "/usr/lib/apache2/modules/mod_socket_handoff.so"
 PACKAGE = "libapache2-mod-socket-handoff"
 UNITS = "/etc/systemd/system/streaming-daemon."
+# That a role has written what is not in use yet. Behind a turn all is, but for what waited before it.
+NOTES = tuple(
+    f"/var/lib/socket-handoff/{role}.unfinished" for role in ("streaming-daemon", "apache-handoff", "handoff-app")
+)
+# What a release cannot be called, because it means something here.
+MEANS = ("turn", "previous")
 NAME = re.compile(r"^[A-Za-z0-9][A-Za-z0-9._+~-]{0,63}\Z")
 # A release that nobody has named: what a plain deployment, or a hand, has left.
 UNNAMED = "unnamed"
@@ -272,22 +307,29 @@ def number_of(lookup, name, attribute):
         return int(name) if name.isdigit() else 0
 
 
-def write(real, content, mode=0o600, owner=None):
-    """Write a file whole or not at all."""
-    staging = f"{real}.part"
-    try:
-        descriptor = os.open(staging, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_NOFOLLOW, 0o600)
-        with os.fdopen(descriptor, "wb") as handle:
+def fill(real, content, mode, owner):
+    """Write a file to the disk; no link is followed. Raises OSError with its name."""
+    descriptor = os.open(real, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_NOFOLLOW, 0o600)
+    with os.fdopen(descriptor, "wb") as handle:
+        try:
             handle.write(content)
             handle.flush()
             os.fchmod(descriptor, mode)
             if owner is not None:
                 os.fchown(descriptor, *owner)
             os.fsync(descriptor)
+        except OSError as error:
+            raise OSError(error.errno, error.strerror, real) from error
+
+
+def write(real, content):
+    """Write a file of ours whole or not at all."""
+    staging = f"{real}.part"
+    try:
+        fill(staging, content, 0o600, None)
         os.replace(staging, real)
     except OSError:
-        if os.path.lexists(staging):
-            os.unlink(staging)
+        forget(staging)
         raise
 
 
@@ -474,19 +516,45 @@ def drift_of(store, record, entries):
     )
 
 
+def stays(params, record, turn):
+    """Return why a rollback leaves a host as it is; empty where it goes back."""
+    # What a rollout that was cut off has half brought, whatever rollback was cut off behind it.
+    brought = turn.get("brings", turn["release"]) if turn else ""
+    runs = brought or record.get("release", UNNAMED)
+    digest = "" if brought else record.get("digest", "")
+    wanted = params["only"]
+    if wanted and runs != wanted and not (len(wanted) >= 8 and digest.startswith(wanted)):
+        return f"it runs {runs}, and only hosts that run {wanted} go back"
+    if params["release"] == "previous" and not turn and record.get("kind") == "rollback":
+        return f"it has gone back to {runs} already, at {record['time']} by {record['by']}"
+    return ""
+
+
 def begin(store, params):
     """Begin a turn; return (changed, more of the result)."""
-    turn = store.turn()
+    turn, record = store.turn(), store.record()
+    more = {"interrupted": bool(turn), "stays": ""}
+    if params["kind"] == "rollback":
+        more["stays"] = stays(params, record, turn)
+        if more["stays"]:
+            return False, more
+        # Where a rollout was cut off, nobody means by previous what is half there, nor what the record has as previous.
+        halfway = bool(turn) and turn.get("kind", "rollout") == "rollout" and params["release"] == "previous"
+        more["back_to"] = "turn" if halfway else params["release"]
+        # What is not there is better known before the host is drained for it.
+        store.find(more["back_to"])
     if turn:
-        # What served before it stays what it was; who goes on with it, and with what, may be new.
-        turn.update({key: params[key] for key in ("release", "inputs", "rollout", "by")})
+        # What served before it stays what it was; who goes on with it, and with what, may be new. What it was for stays
+        # too: a rollout behind a rollback that was cut off does not make good what that one wanted to leave.
+        brings = params["release"] if params["kind"] == "rollout" else turn.get("brings", turn["release"])
+        turn.update({key: params[key] for key in ("release", "inputs", "rollout", "by")}, brings=brings)
         if not store.check:
             write(store.at("turn.json"), json.dumps(turn, indent=1).encode())
-        return True, {"interrupted": True}
-    entries, record = store.entries(), store.record()
+        return True, more
+    entries = store.entries()
     served = any(entry["path"] == CURRENT and entry["kind"] == "link" for entry in entries)
     if store.check:
-        return True, {"interrupted": False}
+        return True, more
     digest = digest_of(entries)
     same = record.get("digest") == digest
     name = record["release"] if same else f"{UNNAMED}-{digest[:8]}"
@@ -496,10 +564,20 @@ def begin(store, params):
     turn = {
         **{"release": params["release"], "inputs": params["inputs"], "rollout": params["rollout"], "by": params["by"]},
         **{"time": now(), "before": digest, "name": name, "served": served, "secrets": secrets},
+        **{"kind": params["kind"], "brings": params["release"] if params["kind"] == "rollout" else ""},
+        **{"unfinished": [path for path in NOTES if os.path.exists(store.tree.real(path))]},
         "record": record,
     }
     write(store.at("turn.json"), json.dumps(turn, indent=1).encode())
-    return True, {"interrupted": False}
+    return True, more
+
+
+def finish(store, turn):
+    """Forget a turn, and the notes of what its roles had written: by now all of it is in use, or gone."""
+    for path in NOTES:
+        if path not in turn.get("unfinished", []) and os.path.exists(store.tree.real(path)):
+            os.unlink(store.tree.real(path))
+    os.unlink(store.at("turn.json"))
 
 
 def give_up(store, params):
@@ -509,7 +587,7 @@ def give_up(store, params):
         record = turn["record"]
         record["failed"] = {"release": turn["release"], "time": now(), "by": params["by"], "rollout": params["rollout"]}
         write(store.at("record.json"), json.dumps(record, indent=1).encode())
-        os.unlink(store.at("turn.json"))
+        finish(store, turn)
         store.collect()
     return bool(turn)
 
@@ -532,10 +610,10 @@ def conclude(store, params):
     if store.check:
         return True
     store.save(entries, params["release"], params["by"])
-    wanted.update(time=now(), by=params["by"], rollout=params["rollout"])
+    wanted.update(time=now(), by=params["by"], rollout=params["rollout"], kind=params["kind"])
     write(store.at("record.json"), json.dumps(wanted, indent=1).encode())
     if params["soaked"] and turn:
-        os.unlink(store.at("turn.json"))
+        finish(store, turn)
     store.collect()
     return True
 
@@ -593,25 +671,66 @@ def plan(store, snapshot, secrets):
     return sorted(steps, key=lambda step: (step[0]["path"] != CURRENT, step[0]["path"].startswith("/etc/")))
 
 
-def put(store, entry, content):
-    """Make a path what an entry says."""
+def forget(*places):
+    """Remove files and links that may be there."""
+    for place in places:
+        if os.path.lexists(place):
+            os.unlink(place)
+
+
+def stage(store, entry, content):
+    """Bring what an entry says beside its place, and the way back: all that needs room, and may fail."""
     real = store.tree.real(entry["path"])
+    # An attempt that was cut off may have left its own.
+    forget(f"{real}.part", f"{real}.was")
+    if os.path.lexists(real):
+        os.link(real, f"{real}.was", follow_symlinks=False)
     if entry["kind"] == "absent":
-        if os.path.lexists(real):
-            os.unlink(real)
         return
     os.makedirs(os.path.dirname(real), exist_ok=True)
     if entry["kind"] == "link":
-        staging = f"{real}.part"
-        if os.path.lexists(staging):
-            os.unlink(staging)
-        os.symlink(entry["target"], staging)
-        os.replace(staging, real)
+        os.symlink(entry["target"], f"{real}.part")
         return
     owner = None
     if os.geteuid() == 0:
         owner = (number_of(pwd.getpwnam, entry["owner"], "pw_uid"), number_of(grp.getgrnam, entry["group"], "gr_gid"))
-    write(real, content, int(entry["mode"], 8), owner)
+    fill(f"{real}.part", content, int(entry["mode"], 8), owner)
+
+
+def exchange(store, steps):
+    """Make every path what its entry says. Raises OSError with all of them as they were, or Refused for a mixture."""
+    done = []
+    try:
+        for entry, content in steps:
+            stage(store, entry, content)
+        for entry, _ in steps:
+            real = store.tree.real(entry["path"])
+            done.append(entry["path"])
+            if entry["kind"] == "absent":
+                forget(real)
+            else:
+                os.replace(f"{real}.part", real)
+    except OSError as error:
+        left = []
+        for path in reversed(done):
+            real = store.tree.real(path)
+            try:
+                if os.path.lexists(f"{real}.was"):
+                    os.replace(f"{real}.was", real)
+                else:
+                    forget(real)
+            except OSError as again:
+                left.append(f"{path}: {again.strerror}")
+        if left:
+            raise Refused(
+                f"{error.strerror}, and then, putting that back: {'; '.join(left)}. THIS HOST HAS A MIXTURE OF TWO "
+                "RELEASES: keep it out of service, mend its disk, and run the rollback again"
+            ) from error
+        raise
+    finally:
+        for entry, _ in steps:
+            real = store.tree.real(entry["path"])
+            forget(f"{real}.part", f"{real}.was")
 
 
 def needs(paths):
@@ -639,26 +758,22 @@ def restore(store, params):
         raise Refused("nothing of the chain served here before this rollout, so there is nothing to go back to")
     secrets = turn["secrets"] if params["to"] == "turn" else []
     steps = plan(store, snapshot, secrets)
+    # Services may not have been told of what an earlier attempt of this turn put back before it was cut off.
+    paths = sorted({*(entry["path"] for entry, _ in steps), *turn.get("pending", [])})
     if not store.check:
-        before = []
-        for entry, content in steps:
-            was = store.tree.entry(entry["path"])
-            try:
-                before.append((was, store.tree.read(entry["path"]) if was["kind"] == "file" else b""))
-                put(store, entry, content)
-            except OSError as error:
-                for earlier, bytes_ in reversed(before):
-                    put(store, earlier, bytes_)
-                full = " The disk is full." if error.errno == errno.ENOSPC else ""
-                raise Refused(
-                    f"release {snapshot['name']} cannot be put back: {entry['path']}: {error.strerror}.{full} Every "
-                    "file is as "
-                    "it was before this attempt. Make room, and run the rollback again"
-                ) from error
+        try:
+            if turn and paths != turn.get("pending", []):
+                write(store.at("turn.json"), json.dumps({**turn, "pending": paths}, indent=1).encode())
+            exchange(store, steps)
+        except OSError as error:
+            full = " The disk is full." if error.errno == errno.ENOSPC else ""
+            raise Refused(
+                f"release {snapshot['name']} cannot be put back: {error.filename or 'a file'}: {error.strerror}.{full} "
+                "Every file is as it was before this attempt. Make room, and run the rollback again"
+            ) from error
         # Whatever was compiled belongs to other sources.
         for folder in {os.path.dirname(entry["path"]) for entry, _ in steps if "/releases/" in entry["path"]}:
             shutil.rmtree(store.tree.real(os.path.join(folder, "__pycache__")), ignore_errors=True)
-    paths = [entry["path"] for entry, _ in steps]
     meant = {"name": snapshot["name"], "digest": snapshot["digest"]}
     return bool(steps), {"paths": paths, "to": meant, **needs(paths)}
 
@@ -671,6 +786,11 @@ def run(module):
             raise Refused(
                 f"{name} is {params[name]!r}; allowed are 1 to 64 letters, digits and . _ + ~ -. Example: 2026-11-29.1"
             )
+    if params["release"] in MEANS and (params["kind"] == "rollout" or params["release"] == "turn"):
+        raise Refused(
+            f"release is {params['release']}, which means something else here; allowed is a name of its own. Nothing "
+            "was changed. Example: 2026-11-29.1"
+        )
     store = Store(params, module.check_mode)
     changed, more = False, {}
     if params["state"] == "begun":
@@ -701,6 +821,8 @@ def main():
             },
             "release": {"type": "str"},
             "inputs": {"type": "str", "default": ""},
+            "kind": {"type": "str", "choices": ["rollout", "rollback"], "default": "rollout"},
+            "only": {"type": "str", "default": ""},
             "to": {"type": "str", "default": "turn"},
             "by": {"type": "str", "default": ""},
             "rollout": {"type": "str", "default": ""},

@@ -203,6 +203,110 @@ def test_previous_and_named_releases_can_be_gone_back_to(release, host):
     assert (back["to"]["name"], host.see()[CONFIG].split()[1]) == ("3.0", "3.0")
 
 
+def go_back(release: Release, to: str = "previous", only: str = "") -> str:
+    """One rollback, as the playbook does it; returns why the host stays as it is, if it does."""
+    begun = release("begun", release=to, kind="rollback", only=only, by="bob", rollout="back")
+    assert "failed" not in begun, begun
+    if not begun["stays"]:
+        back = release("restored", to=begun["back_to"])
+        assert "failed" not in back, back
+        release("recorded", release=back["to"]["name"], kind="rollback", by="bob", rollout="back")
+    return str(begun["stays"])
+
+
+def serves(host: FakeHost) -> str:
+    return host.see()[CONFIG].split()[1]
+
+
+def test_a_second_rollback_does_not_bring_the_bad_release_back(release, host):
+    roll(release, host, "2.0")
+    roll(release, host, "3.0")
+    assert go_back(release) == ""
+    assert serves(host) == "2.0"
+    assert go_back(release).startswith("it has gone back to 2.0 already, at ")
+    assert serves(host) == "2.0"
+    assert release("read")["turn"] == {}
+    # By its name it can be had; and a rollout from there can be gone back from.
+    assert go_back(release, "3.0") == ""
+    assert serves(host) == "3.0"
+    roll(release, host, "4.0")
+    assert go_back(release) == ""
+    assert serves(host) == "3.0"
+
+
+def test_a_rollback_that_was_cut_off_goes_on_to_where_it_was_going(release, host):
+    roll(release, host, "2.0")
+    roll(release, host, "3.0")
+    release("begun", release="previous", kind="rollback")
+    assert go_back(release) == ""
+    assert (serves(host), release("read")["record"]["release"]) == ("2.0", "2.0")
+
+
+def test_a_rollout_behind_a_rollback_that_was_cut_off_does_not_make_good_what_was_left(release, host):
+    roll(release, host, "2.0")
+    roll(release, host, "3.0")
+    release("begun", release="previous", kind="rollback")
+    release("begun", release="4.0")
+    host.deploy("4.0")
+    assert go_back(release, only="4.0") == ""
+    assert serves(host) == "2.0"
+
+
+def test_a_rollout_that_was_cut_off_goes_back_to_what_served_before_it(release, host):
+    roll(release, host, "2.0")
+    release("begun", release="3.0")
+    host.deploy("3.0")
+    # The first rollback is cut off as well.
+    release("begun", release="previous", kind="rollback")
+    assert go_back(release, only="3.0") == ""
+    assert serves(host) == "2.0"
+
+
+def test_hosts_that_do_not_run_the_release_that_is_left_stay_as_they_are(release, host):
+    roll(release, host, "2.0")
+    digest = roll(release, host, "3.0")["digest"]
+    before = host.see()
+    assert go_back(release, only="2.0") == "it runs 3.0, and only hosts that run 2.0 go back"
+    assert go_back(release, only=digest[:7]) != ""
+    assert (host.see(), release("read")["turn"]) == (before, {})
+    assert go_back(release, only=digest[:8]) == ""
+    assert serves(host) == "2.0"
+
+
+def test_what_cannot_be_gone_back_to_is_refused_before_the_turn_begins(release, host):
+    roll(release, host, "2.0")
+    refused = release("begun", release="9.9", kind="rollback")
+    assert "release 9.9 is not kept on this host" in refused["msg"]
+    assert release("read")["turn"] == {}
+
+
+@pytest.mark.parametrize(("name", "kind"), [("turn", "rollout"), ("turn", "rollback"), ("previous", "rollout")])
+def test_a_release_is_not_called_what_means_something_else(release, host, name, kind):
+    assert f"release is {name}, which means something else here" in release("begun", release=name, kind=kind)["msg"]
+    assert not (host.root / STORE).exists()
+
+
+def test_services_are_told_of_what_an_attempt_put_back_that_was_cut_off(release, host):
+    release("begun", release="2.0")
+    host.deploy("2.0")
+    first = release("restored", to="turn")
+    second = release("restored", to="turn")
+    for key in ("paths", "daemon", "apache"):
+        assert second[key] == first[key], key
+    assert second["changed"] is False
+
+
+def test_the_notes_of_what_a_turn_wrote_go_with_it_and_older_ones_stay(release, host):
+    notes = "var/lib/socket-handoff/{}.unfinished"
+    host.write(notes.format("apache-handoff"), "")
+    for last in ("returned", "recorded"):
+        release("begun", release="2.0")
+        host.write(notes.format("streaming-daemon"), "")
+        release(last, release="2.0")
+        assert not (host.root / notes.format("streaming-daemon")).exists(), last
+        assert (host.root / notes.format("apache-handoff")).exists(), last
+
+
 def test_links_that_a_later_release_made_go_and_those_of_somebody_else_stay(release, host):
     roll(release, host, "2.0")
     release("begun", release="3.0")
@@ -295,6 +399,39 @@ def test_a_write_that_fails_half_way_leaves_every_file_as_it_was(release, host, 
     assert failing
     assert "The disk is full. Every file is as it was before this attempt" in refused["msg"]
     assert host.see() == before
+
+
+def test_a_disk_that_stays_full_leaves_every_file_as_it_was(release, host, monkeypatch):
+    """Not one write succeeds any more, and links still do: going on with them would make a mixture."""
+    release("begun", release="2.0")
+    host.deploy("2.0")
+    before = host.see()
+
+    def full(descriptor: int) -> None:
+        # The turn's own note is small, and may have found room.
+        if not os.readlink(f"/proc/self/fd/{descriptor}").endswith("/turn.json.part"):
+            raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(os, "fsync", full)
+    refused = release("restored", to="turn")
+    assert "The disk is full. Every file is as it was before this attempt" in refused["msg"]
+    assert host.see() == before
+
+
+def test_what_cannot_be_taken_back_is_called_a_mixture(release, host, monkeypatch):
+    release("begun", release="2.0")
+    host.deploy("2.0")
+    replaced = os.replace
+
+    def broken(source: str, target: str) -> None:
+        if str(source).endswith(".was") or str(target).endswith(MODULE):
+            raise OSError(5, "Input/output error", source)
+        replaced(source, target)
+
+    monkeypatch.setattr(os, "replace", broken)
+    refused = release("restored", to="turn")
+    assert "THIS HOST HAS A MIXTURE OF TWO RELEASES" in refused["msg"]
+    assert f"/{CONFIG}: Input/output error" in refused["msg"] or f"/{MODULE}: Input/output error" in refused["msg"]
 
 
 def test_files_of_a_package_are_left_to_apt(release, host):
