@@ -3,8 +3,8 @@
 """Lookup rollout_controller: who and where this run of Ansible is, and whether another one still runs here.
 
 Theory of operation. A process is named by the machine, its boot, its number and when it started, so that a number that
-is used again, or a reboot, is not taken for it. Of a process on another machine nothing is known, and nothing is
-claimed.
+is used again, or a reboot, is not taken for it. Numbers mean something within their namespace only: two containers with
+one image's name and id are two machines here. Of a process on another machine nothing is known, and nothing is claimed.
 """
 
 from __future__ import annotations
@@ -56,7 +56,19 @@ def _read(path: str) -> str:
 
 
 def _machine() -> str:
-    return f"{socket.gethostname()}/{_read('/etc/machine-id')[:12]}"
+    try:
+        namespace = os.readlink("/proc/self/ns/pid")
+    except OSError:
+        namespace = "unknown"
+    return f"{socket.gethostname()}/{_read('/etc/machine-id')[:12]}/{namespace}"
+
+
+def _user() -> str:
+    """Return who runs this; a container may run it under a number that nobody gave a name."""
+    try:
+        return getpass.getuser()
+    except (KeyError, OSError, ImportError):
+        return f"uid{os.getuid()}"
 
 
 def _started(pid: int) -> str:
@@ -90,4 +102,4 @@ class LookupModule(LookupBase):
         # A lookup may run in a worker of ansible-playbook, which is gone a moment later.
         parent = multiprocessing.parent_process()
         pid = parent.pid if parent is not None and parent.pid else os.getpid()
-        return [{"by": f"{getpass.getuser()}@{socket.gethostname()}", "process": name_of(pid)}]
+        return [{"by": f"{_user()}@{socket.gethostname()}", "process": name_of(pid)}]

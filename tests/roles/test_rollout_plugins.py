@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import importlib
+import json
 import os
 import shutil
+import re
 import subprocess
 import sys
 from types import ModuleType
@@ -56,14 +58,76 @@ def test_a_lock_whose_holder_is_gone_is_taken_over_and_no_other(lock):
     assert lock("read")["holder"] == OTHER
 
 
-def test_of_two_who_ask_at_once_one_is_told_no(lock, monkeypatch, tmp_path):
-    """Both have seen that nobody has it; the other is faster by a moment."""
-    module = plugin("modules", "rollout_lock")
-    seen = iter([None, OTHER])
-    monkeypatch.setattr(module, "read", lambda path: next(seen))
+def test_of_two_who_ask_at_once_one_is_told_no(lock, tmp_path):
+    """Both have found that its holder is gone; without more, the second would take away the first one's."""
+    lock("held", holder=HOLDER)
+    script = (
+        "import json, sys\n"
+        "from ansible.module_utils.testing import patch_module_args\n"
+        "from ansible_collections.socket_handoff.fleet.plugins.modules import rollout_lock as module\n"
+        "ours = {'id': sys.argv[1], 'by': sys.argv[1], 'release': '3.0', 'since': 'now'}\n"
+        "real = module.put\n"
+        "def put(path, holder):\n"
+        "    print('decided', file=sys.stderr, flush=True)\n"
+        "    sys.stdin.readline()\n"
+        "    real(path, holder)\n"
+        "module.put = put\n"
+        "given = {'state': 'held', 'holder': ours, 'gone': [sys.argv[2]], 'path': sys.argv[3]}\n"
+        "with patch_module_args(given):\n"
+        "    module.main()\n"
+    )
+    head = (
+        "import sys\n"
+        "from ansible.utils.collection_loader._collection_finder import _AnsibleCollectionFinder\n"
+        f"_AnsibleCollectionFinder(paths=[{str(ROOT / '.config/collections')!r}])._install()\n"
+    )
+    pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "stderr": subprocess.PIPE}
+    path = str(tmp_path / "notes/lock")
+
+    def begin(name: str) -> subprocess.Popen[str]:
+        return subprocess.Popen([sys.executable, "-c", head + script, name, HOLDER["id"], path], text=True, **pipes)
+
+    first = begin("a" * 12)
+    assert first.stderr.readline() == "decided\n"
+    # It waits for the first, and then sees the first one's lock. A "decided" of its own would be a yes.
+    second = begin("b" * 12)
+    with pytest.raises(subprocess.TimeoutExpired):
+        second.wait(1)
+    said, _ = first.communicate("\n")
+    assert json.loads(said)["taken_over"] is True
+    said, _ = second.communicate("\n")
+    assert f"by {'a' * 12}" in json.loads(said)["msg"]
+    assert lock("read")["holder"]["id"] == "a" * 12
+
+
+def test_a_controller_that_slept_learns_that_another_has_taken_over(lock):
+    lock("held", holder=HOLDER)
+    assert "failed" not in lock("kept", holder=HOLDER)
+    lock("held", holder=OTHER, gone=[HOLDER["id"]])
+    refused = lock("kept", holder=HOLDER)
+    assert "the lock of this run (0f3a55c1e2b7) was taken over: 2.0, begun" in refused["msg"]
+    assert "by bob@admin2, has it" in refused["msg"]
+    lock("free", holder=OTHER)
+    assert "nobody has it" in lock("kept", holder=HOLDER)["msg"]
+
+
+@pytest.mark.parametrize("content", ["", "[]", "{", '{"id": 7}', "\udcff"])
+def test_a_lock_that_cannot_be_read_has_an_id_by_which_it_can_be_broken(lock, tmp_path, content):
     (tmp_path / "notes").mkdir()
-    (tmp_path / "notes/lock").write_text("{}")
-    assert "bob@admin2" in lock("held", holder=HOLDER)["msg"]
+    (tmp_path / "notes/lock").write_bytes(content.encode(errors="surrogateescape"))
+    refused = lock("held", holder=HOLDER)
+    (found,) = re.findall(r"-e rollout_break_lock=([0-9a-f]{12})\Z", refused["msg"])
+    assert lock("read")["holder"]["id"] == found
+    assert lock("held", holder=HOLDER, gone=[found])["taken_over"] is True
+
+
+def test_a_lock_is_on_the_disk_before_it_is_at_its_place(lock, monkeypatch, tmp_path):
+    seen, replaced, synced = [], os.replace, os.fsync
+    monkeypatch.setattr(os, "fsync", lambda fd: (seen.append(os.readlink(f"/proc/self/fd/{fd}")), synced(fd)))
+    monkeypatch.setattr(os, "replace", lambda *names: (seen.append("replace"), replaced(*names)))
+    lock("held", holder=HOLDER)
+    notes = str(tmp_path / "notes")
+    assert seen == [f"{notes}/lock.part", "replace", notes]
 
 
 def test_check_mode_takes_no_lock(lock):
@@ -188,6 +252,29 @@ def test_this_process_is_here_one_that_has_ended_is_gone_and_one_elsewhere_is_no
     assert module.state_of("nonsense") == "elsewhere"
     child.communicate(b"\n")
     assert module.state_of(name) == "gone"
+
+
+def test_a_process_of_another_container_is_elsewhere_though_its_name_and_its_machine_id_are_the_same(monkeypatch):
+    module = plugin("lookup", "rollout_controller")
+    readlink = os.readlink
+    other = "/proc/self/ns/pid"
+    monkeypatch.setattr(os, "readlink", lambda path: "pid:[1]" if path == other else readlink(path))
+    name = module.name_of(os.getpid())
+    assert module.state_of(name) == "here"
+    monkeypatch.undo()
+    assert module.state_of(name) == "elsewhere"
+
+
+def test_a_controller_whose_user_has_no_name_is_named_by_its_number(monkeypatch):
+    module = plugin("lookup", "rollout_controller")
+
+    def nobody() -> str:
+        raise KeyError("getpwuid(): uid not found: 4711")
+
+    monkeypatch.setattr(module.getpass, "getuser", nobody)
+    monkeypatch.setattr(os, "getuid", lambda: 4711)
+    (found,) = lookup_loader.get("socket_handoff.fleet.rollout_controller").run([])
+    assert found["by"].startswith("uid4711@")
 
 
 def test_the_controller_names_the_run_and_not_one_of_its_workers():
