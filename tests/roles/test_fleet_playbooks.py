@@ -1,19 +1,26 @@
 """The parts of a rollout that need no host: who is counted as lost, when it stops, what a drain by command runs.
 
-The playbooks' own task files, run by ansible-playbook itself for hosts that are names on this machine.
+The playbooks' own task files, run by ansible-playbook itself for hosts that are names on this machine. Whole playbooks
+are run from a copy of the collection in which a host is a directory: modules of ours find it in their environment, and
+what would touch this machine (services, the front door, HAProxy) notes what it was asked for.
 """
 
 from __future__ import annotations
 
+import json
 import os
+import re
+import shutil
 import subprocess
 import sys
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
 import yaml
 from generate_readme import ROOT
+from test_host_release import FakeHost, roll
 
 Run = subprocess.CompletedProcess[str]
 
@@ -127,3 +134,290 @@ def test_a_command_that_drains_gets_the_name_of_the_host_as_its_last_argument(tm
     done = play(tmp_path, hosts, [{"hosts": "all", "gather_facts": False, "vars": given, "tasks": tasks}])
     assert done.returncode == 0, done.stdout + done.stderr
     assert log.read_text().splitlines() == ["out web1", "in web1"]
+
+
+@pytest.mark.parametrize("name", ["drain", "undrain"])
+def test_a_command_on_the_controller_is_not_run_as_root_because_the_hosts_are(name, tmp_path):
+    """What an inventory says of all hosts has more to say than a task's keyword, but not than its variables."""
+    given = {"__drain_by": "command", "__drain_wait": 0, "__drain_command": ["true"], "__undrain_command": ["true"]}
+    everywhere = {"ansible_become": True, "ansible_become_exe": str(tmp_path / "sudo")}
+    hosts = {"web1": {"ansible_connection": "local", **everywhere}, "localhost": everywhere}
+    (tmp_path / "sudo").write_text(f"#!/bin/sh\ntouch {tmp_path}/asked\nexit 1\n")
+    (tmp_path / "sudo").chmod(0o755)
+    tasks = [{"ansible.builtin.include_tasks": str(ROOT / f"playbooks/tasks/{name}.yml")}]
+    done = play(tmp_path, hosts, [{"hosts": "web1", "gather_facts": False, "vars": given, "tasks": tasks}])
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert not (tmp_path / "asked").exists()
+
+
+NOTICED = "Wait until the load balancers have noticed"
+
+
+@pytest.mark.parametrize("name", ["drain", "undrain"])
+def test_balancers_that_are_told_by_a_command_get_the_time_to_notice(name, tmp_path):
+    for wait, runs in ((0, False), (0.1, True)):
+        given = {
+            "__drain_by": "command",
+            "__drain_wait": wait,
+            "__drain_command": ["true"],
+            "__undrain_command": ["true"],
+        }
+        tasks = [{"ansible.builtin.include_tasks": str(ROOT / f"playbooks/tasks/{name}.yml")}]
+        hosts = {"web1": {"ansible_connection": "local"}}
+        done = play(tmp_path, hosts, [{"hosts": "all", "gather_facts": False, "vars": given, "tasks": tasks}])
+        assert bool(re.search(rf"{NOTICED}\].*\nok: ", done.stdout)) is runs, done.stdout + done.stderr
+
+
+# What a stand-in notes, and where: the directory that is the host, or the load balancer.
+BALANCER = """\
+import os
+from ansible.module_utils.basic import AnsibleModule
+options = {name: {"type": "raw"} for name in ("backend", "server", "state", "wait", "socket")}
+module = AnsibleModule(argument_spec=options)
+with open(os.environ["FLEET_ROOT"] + "/asked", "a") as log:
+    print(module.params["server"], module.params["state"], file=log)
+module.exit_json(changed=True, sessions=0)
+"""
+ACTIVATE = """\
+- name: Note what the services would take
+  ansible.builtin.command:
+    argv: [sh, -c, 'echo $1 >>$0/activated; test ! -e $0/sick || { rm $0/sick; false; }', "{{ root }}", "{{ to }}"]
+  vars:
+    to: "{{ __restored.to.name }}"
+"""
+PROBE = """\
+- name: Refuse what the test calls bad
+  ansible.builtin.command:
+    argv: [sh, -c, '! grep -qxFf "$0/bad" "$0/etc/streaming-daemon/config.toml"', "{{ root }}"]
+"""
+
+
+class Fleet:
+    """Directories that stand for hosts, and a copy of the collection that takes them for hosts."""
+
+    def __init__(self, work: Path, release: Callable[..., dict[str, Any]], names: list[str]) -> None:
+        self.work, self.release = work, release
+        self.hosts = {name: FakeHost(work / "hosts" / name) for name in names}
+        self.copy = work / "collections/ansible_collections/socket_handoff/fleet"
+        for room in ("playbooks", "plugins", "roles"):
+            shutil.copytree(ROOT / room, self.copy / room)
+        modules = self.copy / "plugins/modules"
+        for module, default in (("host_release", '"default": "/"'), ("rollout_lock", '"default": "/var/lib/socket-')):
+            text = (modules / f"{module}.py").read_text()
+            assert default in text
+            found = default.replace('"default": "', '"default": os.environ["FLEET_ROOT"] + "')
+            (modules / f"{module}.py").write_text(text.replace(default, found))
+        (modules / "haproxy_server.py").write_text(BALANCER)
+        (self.copy / "playbooks/tasks/activate.yml").write_text(ACTIVATE)
+        shutil.rmtree(self.copy / "roles/handoff_app/meta")
+        (self.copy / "roles/handoff_app/tasks/probe.yml").write_text(PROBE)
+        # What it refuses is in refusals.yml, and takes half of the time.
+        plays = yaml.safe_load((self.copy / "playbooks/rollback.yml").read_text())
+        plays[0]["tasks"] = []
+        (self.copy / "playbooks/rollback.yml").write_text(yaml.safe_dump(plays, sort_keys=False))
+        self.variables: dict[str, Any] = {"rollout_drain": "command", "rollout_drain_wait": 0}
+        for name in ("drain", "undrain"):
+            script = f'echo "{name} $0" >>{work}/commands'
+            self.variables[f"rollout_{name}_command"] = ["sh", "-c", script]
+        self.groups: dict[str, Any] = {"web_hosts": {"hosts": {name: self.named(name) for name in names}}}
+
+    def named(self, name: str) -> dict[str, Any]:
+        """The variables of a host: an interpreter that tells our modules which directory they are on."""
+        root = self.work / "hosts" / name
+        root.mkdir(parents=True, exist_ok=True)
+        (root / "bad").write_text("nothing\n")
+        (root / "python").write_text(f'#!/bin/sh\nFLEET_ROOT={root} exec {sys.executable} "$@"\n')
+        (root / "python").chmod(0o755)
+        python = {"ansible_python_interpreter": str(root / "python")}
+        return {"ansible_connection": "local", "ansible_become": False, "root": str(root), **python}
+
+    def on(self, name: str, state: str, /, **arguments: Any) -> dict[str, Any]:
+        return self.release(state, root=str(self.hosts[name].root), **arguments)
+
+    def roll(self, name: str, *versions: str) -> None:
+        for version in versions:
+            roll(lambda state, **given: self.on(name, state, **given), self.hosts[name], version)
+
+    def serves(self) -> list[str]:
+        return [(host.root / "etc/streaming-daemon/config.toml").read_text().split()[1] for host in self.hosts.values()]
+
+    def noted(self, name: str, what: str) -> list[str]:
+        place = self.work / "hosts" / name / what
+        return place.read_text().splitlines() if place.exists() else []
+
+    def commands(self) -> list[str]:
+        place = self.work / "commands"
+        return place.read_text().splitlines() if place.exists() else []
+
+    def locks(self) -> list[str]:
+        return [name for name, host in self.hosts.items() if (host.root / LOCK).exists()]
+
+    def run(self, playbook: str, *arguments: str, **given: Any) -> Run:
+        (self.work / "inventory.yml").write_text(yaml.safe_dump({"all": {"children": self.groups}}))
+        return subprocess.run(
+            [
+                *(Path(sys.executable).with_name("ansible-playbook"), "-i", self.work / "inventory.yml"),
+                *(*arguments, "-e", json.dumps({**self.variables, **given}), self.copy / f"playbooks/{playbook}.yml"),
+            ],
+            cwd=self.work,
+            env={
+                **{name: value for name, value in os.environ.items() if not name.startswith("ANSIBLE_")},
+                "ANSIBLE_CONFIG": str(ROOT / "ansible.cfg"),
+                "ANSIBLE_COLLECTIONS_PATH": str(self.work / "collections"),
+                "COLUMNS": "300",
+            },
+            capture_output=True,
+            text=True,
+            check=False,
+        )
+
+
+LOCK = "var/lib/socket-handoff/rollout.lock"
+
+
+@pytest.fixture
+def fleet(tmp_path, run_module) -> Fleet:
+    return Fleet(tmp_path, lambda state, **given: run_module("host_release", state=state, **given), ["web1", "web2"])
+
+
+def said(done: Run) -> str:
+    return " ".join((done.stdout + done.stderr).split())
+
+
+def test_a_rollback_that_is_run_twice_leaves_the_good_release_where_it_is(fleet):
+    for name in fleet.hosts:
+        fleet.roll(name, "2.0", "3.0")
+    first = fleet.run("rollback")
+    assert (first.returncode, fleet.serves()) == (0, ["2.0", "2.0"]), said(first)
+    again = fleet.run("rollback")
+    assert (again.returncode, fleet.serves()) == (0, ["2.0", "2.0"]), said(again)
+    assert said(again).count("stays as it is: it has gone back to 2.0 already") == 2
+    # Who stays is not drained either.
+    assert sorted(fleet.commands()) == ["drain web1", "drain web2", "undrain web1", "undrain web2"]
+    assert fleet.locks() == []
+
+
+def test_hosts_that_the_rollout_has_not_reached_do_not_go_further_back(fleet):
+    fleet.roll("web1", "2.0", "3.0")
+    fleet.roll("web2", "2.0")
+    refused = fleet.run("rollback")
+    assert refused.returncode != 0
+    assert "The hosts run different releases (web1: 3.0, web2: 2.0)" in said(refused)
+    assert (fleet.serves(), fleet.commands(), fleet.locks()) == (["3.0", "2.0"], [], [])
+    done = fleet.run("rollback", rollback_from="3.0")
+    assert (done.returncode, fleet.serves()) == (0, ["2.0", "2.0"]), said(done)
+    assert "web2 stays as it is: it runs 2.0, and only hosts that run 3.0 go back" in said(done)
+
+
+def test_a_host_in_the_middle_of_its_turn_counts_as_one_that_runs_the_new_release(fleet):
+    fleet.roll("web1", "2.0", "3.0")
+    fleet.roll("web2", "2.0")
+    fleet.on("web2", "begun", release="3.0")
+    fleet.hosts["web2"].deploy("3.0")
+    done = fleet.run("rollback")
+    assert (done.returncode, fleet.serves()) == (0, ["2.0", "2.0"]), said(done)
+
+
+def test_a_host_that_cannot_keep_a_lock_is_named_and_keeps_nobody_else_on_a_bad_release(fleet):
+    for name in fleet.hosts:
+        fleet.roll(name, "2.0", "3.0")
+    (fleet.hosts["web1"].root / f"{LOCK}.part").mkdir()
+    done = fleet.run("rollback", rollback_serial="100%")
+    assert done.returncode != 0
+    assert "web1: rollout_lock: " in said(done)
+    assert fleet.serves() == ["3.0", "2.0"], said(done)
+
+
+def test_a_rollback_waits_until_the_balancers_have_noticed_and_not_longer_than_it_is_told(fleet):
+    fleet.roll("web1", "2.0", "3.0")
+    quick = fleet.run("rollback", "--limit", "web1")
+    assert not re.search(rf"{NOTICED}\].*\nok: ", quick.stdout), said(quick)
+    fleet.roll("web1", "4.0")
+    done = fleet.run("rollback", "--limit", "web1", rollout_drain_wait=0.1)
+    assert len(re.findall(rf"{NOTICED}\].*\nok: ", done.stdout)) == 2, said(done)
+
+
+def cut_off(fleet: Fleet, name: str) -> None:
+    """A rollout that was killed while this host was changed."""
+    fleet.roll(name, "2.0")
+    fleet.on(name, "begun", release="3.0")
+    fleet.hosts[name].deploy("3.0")
+
+
+def test_a_host_on_which_a_rollout_was_cut_off_serves_again_where_the_first_attempt_fails(fleet):
+    cut_off(fleet, "web1")
+    (fleet.hosts["web1"].root / "sick").touch()
+    done = fleet.run("rollback", "--limit", "web1")
+    assert done.returncode != 0
+    assert "web1 did not go back to previous. Note what the services would take: " in said(done)
+    assert "It serves with 2.0, as before." in said(done)
+    assert fleet.noted("web1", "activated") == ["2.0", "2.0"]
+    assert fleet.commands() == ["drain web1", "undrain web1"]
+    assert (fleet.on("web1", "read")["turn"], fleet.locks()) == ({}, [])
+
+
+def test_a_host_that_cannot_be_proved_stays_drained_and_says_so(fleet):
+    cut_off(fleet, "web1")
+    (fleet.hosts["web1"].root / "bad").write_text("# 2.0\n")
+    done = fleet.run("rollback", "--limit", "web1")
+    assert done.returncode != 0
+    assert "AND THEN, GOING BACK: Refuse what the test calls bad: " in said(done)
+    assert "THE HOST MAY STILL BE DRAINED" in said(done)
+    assert fleet.commands() == ["drain web1"]
+    assert fleet.on("web1", "read")["turn"]["release"] == "previous"
+
+
+def with_balancers(fleet: Fleet) -> None:
+    """Two in the inventory, of which one does not answer."""
+    away = {"ansible_host": "127.0.0.1", "ansible_port": 1, "ansible_connection": "ssh", "ansible_become": False}
+    fleet.groups["load_balancers"] = {"hosts": {"lb1": fleet.named("lb1"), "lb2": away}}
+    fleet.variables["rollout_drain"] = "haproxy"
+
+
+def test_a_balancer_that_is_away_fails_the_rollback_of_a_host_and_does_not_lose_the_host(fleet):
+    """To Ansible it is the web host that cannot be reached: nothing more is run for it, its lock stays."""
+    for name in fleet.hosts:
+        fleet.roll(name, "2.0", "3.0")
+    with_balancers(fleet)
+    done = fleet.run("rollback", "--limit", "web1,localhost,load_balancers")
+    assert done.returncode == 2, said(done)
+    assert "web1 did not go back to previous. Refuse a load balancer that could not be told: Load balancer lb2" in said(
+        done
+    )
+    assert (fleet.serves(), fleet.locks()) == (["3.0", "3.0"], [])
+    # Where it could be told, it was taken back.
+    assert fleet.noted("lb1", "asked") == ["web1 maint", "web1 ready"]
+
+
+UNDO = """\
+- hosts: web_hosts
+  gather_facts: false
+  vars:
+    __rollout: {id: 0f3a55c1e2b7, drain: command, by: ada, rollout_keep: 3, rollout_drain_wait: 0.1,
+                rollout_drain_command: "{{ rollout_drain_command }}",
+                rollout_undrain_command: "{{ rollout_undrain_command }}"}
+    __rollout_state: serving
+  tasks:
+    - block:
+        - ansible.builtin.fail: {msg: it streams garbage}
+      rescue:
+        - ansible.builtin.include_tasks: tasks/undo.yml
+    - ansible.builtin.debug:
+        msg: "{{ inventory_hostname }} is {{ __rollout_state }}: {{ __rollout_why }}"
+"""
+
+
+def test_a_turn_is_undone_behind_a_drain_and_by_whoever_has_the_lock(fleet, run_module):
+    (fleet.copy / "playbooks/undo_only.yml").write_text(UNDO)
+    for name, holder in (("web1", "0f3a55c1e2b7"), ("web2", "aaaaaaaaaaaa")):
+        cut_off(fleet, name)
+        path = str(fleet.hosts[name].root / LOCK)
+        holder = {"id": holder, "by": "bob", "release": "4.0", "since": "now"}
+        run_module("rollout_lock", state="held", holder=holder, path=path)
+    done = fleet.run("undo_only")
+    assert "web1 is rolled back: " in said(done)
+    # Whoever has taken over finds the host as it was left.
+    assert "web2 is OUT OF SERVICE: " in said(done)
+    assert "the lock of this run (0f3a55c1e2b7) was taken over: 4.0, begun now by bob, has it" in said(done)
+    assert (fleet.serves(), fleet.commands()) == (["2.0", "3.0"], ["drain web1", "undrain web1"])
+    assert len(re.findall(rf"{NOTICED}\].*\nok: ", done.stdout)) == 2, said(done)
