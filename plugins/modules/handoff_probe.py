@@ -74,7 +74,7 @@ options:
     type: float
     default: 0
   maximum_gap:
-    description: Seconds between two events, at most. 0 permits any.
+    description: Seconds between two events, or the last and the final C([DONE]), at most. 0 permits any.
     type: float
     default: 0
   timeout:
@@ -123,7 +123,7 @@ time_to_first_event:
   type: float
   returned: success
 longest_gap:
-  description: Seconds, the longest time between two pieces that brought events.
+  description: Seconds, the longest time between two pieces that brought events, or the final C([DONE]).
   type: float
   returned: success
 duration:
@@ -282,7 +282,7 @@ def unexpected(method, path, status, expected, content):
 
 
 def read_stream(door, response, reader, started):
-    """Read the stream to its end; return seconds to the first event, and the longest between two."""
+    """Read the stream to its end; return seconds to the first event, and the longest between two, the last included."""
     first, latest, gap = None, started, 0.0
     while True:
         door.socket.settimeout(door.remaining())
@@ -299,9 +299,10 @@ def read_stream(door, response, reader, started):
         if not chunk:
             reader.finish()
             return first, gap
-        events = reader.events
+        events, done = reader.events, reader.done
         reader.feed(chunk)
-        if reader.events > events:
+        # A user who waits for the end waits as for any other word.
+        if reader.events > events or (events and reader.done and not done):
             moment = time.monotonic()
             if first is None:
                 first = moment - started

@@ -40,13 +40,20 @@ options:
       - Apache's error logs. A line counts where it is an error of the modules socket_handoff, proxy_fcgi or php, or
         critical or
         worse whoever it is from, or tells of a child process that a signal has ended.
+      - What anybody can bring about from outside does not count, such as a request for a script that is not there.
     type: list
     elements: path
     default: [/var/log/apache2/error.log, /var/log/apache2/handoff-app-error.log]
   socket:
-    description: The daemon's metrics socket.
+    description:
+      - Where the daemon answers, a Unix socket. Where it is not given, what C(metrics.listen) says in O(config).
+      - Where that is V(off), nothing can be counted, which is a problem with O(since), because nobody can be judged
+        then.
     type: path
-    default: /run/streaming-daemon/metrics.sock
+  config:
+    description: The daemon's configuration.
+    type: path
+    default: /etc/streaming-daemon/config.toml
   units:
     description: Units that have to be active.
     type: list
@@ -101,6 +108,7 @@ import os
 import re
 import socket
 import subprocess
+import tomllib
 
 from ansible.module_utils.basic import AnsibleModule
 
@@ -117,27 +125,54 @@ STILL = {
     "daemon_streams_lost_total": "streams were lost with their workers",
     "daemon_generations_refused_total": "generations did not start",
 }
+# Anchored to what Apache itself writes at a line's beginning: behind it stands what strangers have asked for.
 COUNTS = re.compile(
     rb"^\[[^]]*\] \[(?:(?:socket_handoff|proxy_fcgi|php\d*):(?:error|crit|alert|emerg)|[\w-]+:(?:crit|alert|emerg))\]"
-    rb"|exit signal "
+    rb"|^\[[^]]*\] \[[\w-]+:\w+\] \[pid [^]]*\] AH0005[0-2]: child pid \d+ exit signal "
 )
+# A script that is not there, and a client that goes away while it sends a request or is sent an answer.
+FROM_OUTSIDE = re.compile(
+    rb"^\[[^]]*\] \[proxy_fcgi:error\] \[pid [^]]*\] (?:\(\d+\)[^\[]*: )?\[client [^]]*\] "
+    rb"(?:AH01071: Got error 'Primary script unknown(?:\\n)?'"
+    rb"|AH01075: Error dispatching request to [^(]*\((?:reading input brigade|passing brigade to output filters)\))"
+)
+DIRECTORY = "/run/streaming-daemon/"
+LISTEN = f"unix:{DIRECTORY}metrics.sock"
 # Enough to see what it is; the log itself has the rest.
 SHOWN = 3
 MOST = 1 << 20
 
 
-def board(path):
+def listens(params):
+    """Return where the daemon answers, as metrics.listen has it."""
+    if params["socket"] is not None:
+        return f"unix:{params['socket']}"
+    try:
+        with open(params["config"], "rb") as handle:
+            return str(tomllib.load(handle).get("metrics", {}).get("listen", LISTEN))
+    except (OSError, ValueError, AttributeError):
+        # The daemon's own default. Whether it runs with what cannot be read is said by whether it answers.
+        return LISTEN
+
+
+def board(listen):
     """Return the daemon's own numbers; None where it does not answer."""
     pieces = []
+    path = listen.removeprefix("unix:")
+    host, _, port = listen.rpartition(":")
+    family, where = socket.AF_UNIX, os.path.join(DIRECTORY, path)
+    if path == listen:
+        host = host.removeprefix("[").removesuffix("]")
+        family, where = (socket.AF_INET6 if ":" in host else socket.AF_INET), (host, int(port) if port.isdigit() else 0)
     try:
-        with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as peer:
+        with socket.socket(family, socket.SOCK_STREAM) as peer:
             peer.settimeout(TIMEOUT)
-            peer.connect(path)
+            peer.connect(where)
             peer.sendall(b"GET /status HTTP/1.1\r\nHost: localhost\r\nConnection: close\r\n\r\n")
             while piece := peer.recv(65536):
                 pieces.append(piece)
         return json.loads(b"".join(pieces).partition(b"\r\n\r\n")[2])
-    except (OSError, ValueError):
+    except (OSError, ValueError, OverflowError):
         return None
 
 
@@ -178,7 +213,10 @@ def added(path, before):
             inode, length = before or (None, 0)
             begin = length if inode == status.st_ino and length <= status.st_size else 0
             handle.seek(max(begin, status.st_size - MOST))
-            return [line.decode(errors="replace") for line in handle.read(MOST).splitlines() if COUNTS.search(line)]
+            lines = handle.read(MOST).splitlines()
+            return [
+                line.decode(errors="replace") for line in lines if COUNTS.search(line) and not FROM_OUTSIDE.search(line)
+            ]
     except FileNotFoundError:
         return []
 
@@ -208,7 +246,7 @@ def of_daemon(then, today):
     return ended, bad, problems
 
 
-def judge(sample, since, numbers, params):
+def judge(sample, since, numbers, listen, params):
     """Return (ended, bad, problems)."""
     problems = [
         f"{name} is {state} (see systemctl status {name})"
@@ -216,8 +254,13 @@ def judge(sample, since, numbers, params):
         if state != "active"
     ]
     problems += [f"{name} is not known to systemd" for name in params["units"] if name not in sample["units"]]
-    if numbers is None:
-        problems.append(f"the daemon does not answer on {params['socket']}")
+    if listen == "off" and since is not None:
+        problems.append(
+            "streaming_daemon_metrics_listen is off, so nobody can count what becomes of streams; allowed is "
+            "unix:metrics.sock, or a loopback address and a port"
+        )
+    elif listen != "off" and numbers is None:
+        problems.append(f"the daemon does not answer on {listen.removeprefix('unix:')}")
     if since is None:
         return 0, 0, problems
     for name, (_, restarts) in sample["units"].items():
@@ -241,7 +284,8 @@ def run(module):
     """Do it; return the result."""
     params = module.params
     found = units(params["units"])
-    numbers = board(params["socket"])
+    listen = listens(params)
+    numbers = None if listen == "off" else board(listen)
     names = ["daemon_streams_total", "daemon_handoff_errors_total", *STILL]
     kept = numbers and {
         "started": numbers["started"],
@@ -252,7 +296,7 @@ def run(module):
         "logs": lengths(params["logs"]),
         "board": kept,
     }
-    ended, bad, problems = judge(sample, params["since"], numbers, params)
+    ended, bad, problems = judge(sample, params["since"], numbers, listen, params)
     values = numbers["values"] if numbers else {}
     streams = values.get("daemon_active_streams", 0)
     result = {"changed": False, "sample": sample, "problems": problems, "streams": int(streams)}
@@ -275,7 +319,8 @@ def main():
                 "elements": "path",
                 "default": ["/var/log/apache2/error.log", "/var/log/apache2/handoff-app-error.log"],
             },
-            "socket": {"type": "path", "default": "/run/streaming-daemon/metrics.sock"},
+            "socket": {"type": "path"},
+            "config": {"type": "path", "default": "/etc/streaming-daemon/config.toml"},
             "units": {
                 "type": "list",
                 "elements": "str",

@@ -140,7 +140,8 @@ def test_a_command_that_drains_gets_the_name_of_the_host_as_its_last_argument(tm
 def test_a_command_on_the_controller_is_not_run_as_root_because_the_hosts_are(name, tmp_path):
     """What an inventory says of all hosts has more to say than a task's keyword, but not than its variables."""
     given = {"__drain_by": "command", "__drain_wait": 0, "__drain_command": ["true"], "__undrain_command": ["true"]}
-    everywhere = {"ansible_become": True, "ansible_become_exe": str(tmp_path / "sudo")}
+    # Another user than the one who runs this, or Ansible would not ask at all.
+    everywhere = {"ansible_become": True, "ansible_become_user": "nobody", "ansible_become_exe": str(tmp_path / "sudo")}
     hosts = {"web1": {"ansible_connection": "local", **everywhere}, "localhost": everywhere}
     (tmp_path / "sudo").write_text(f"#!/bin/sh\ntouch {tmp_path}/asked\nexit 1\n")
     (tmp_path / "sudo").chmod(0o755)

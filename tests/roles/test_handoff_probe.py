@@ -32,6 +32,7 @@ class Behaviour:
     reset: bool = False
     stall: threading.Event | None = None
     pause: float = 0.0  # seconds before every piece
+    pause_at_end: float = 0.0  # seconds before the last piece
     chunked: bool = False
     seen: list[tuple[str, str, dict[str, str], bytes]] = field(default_factory=list)
 
@@ -86,7 +87,8 @@ class Handler(BaseHTTPRequestHandler):
         self.send_header("Connection", "close")
         self.end_headers()
         for piece in behaviour.body:
-            time.sleep(behaviour.pause)  # being slow is what this server is for
+            # Being slow is what this server is for.
+            time.sleep(behaviour.pause + (behaviour.pause_at_end if piece is behaviour.body[-1] else 0.0))
             self.wfile.write(b"%x\r\n%s\r\n" % (len(piece), piece) if behaviour.chunked else piece)
             self.wfile.flush()
         if behaviour.chunked:
@@ -367,5 +369,12 @@ def test_the_first_event_may_have_to_come_soon(run_module, url, behaviour):
 def test_no_two_events_may_be_far_apart(run_module, url, behaviour):
     behaviour.pause = 0.3
     report = run_module("handoff_probe", url=url, maximum_gap=0.1)
+    assert "too slow: between two events were 0." in report["msg"]
+    assert run_module("handoff_probe", url=url)["longest_gap"] >= 0.3
+
+
+def test_the_end_may_be_no_further_from_the_last_event(run_module, url, behaviour):
+    behaviour.pause_at_end = 0.3
+    report = run_module("handoff_probe", url=url, maximum_gap=0.2)
     assert "too slow: between two events were 0." in report["msg"]
     assert run_module("handoff_probe", url=url)["longest_gap"] >= 0.3

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib
 import json
+import re
 import socket
 import threading
 from collections.abc import Iterator
@@ -31,6 +32,8 @@ COUNTERS: dict[str, Any] = {
 class FakeDaemon:
     """The metrics socket of a daemon, and what systemd and Apache say beside it."""
 
+    family: int = socket.AF_UNIX
+
     def __init__(self, place: Path) -> None:
         self.path = str(place / "metrics.sock")
         self.log = place / "error.log"
@@ -38,8 +41,8 @@ class FakeDaemon:
         self.started = 100
         self.values = json.loads(json.dumps(COUNTERS))
         self.units = {"apache2.service": ("active", 0), "streaming-daemon.service": ("active", 2)}
-        self.server = socket.socket(socket.AF_UNIX)
-        self.server.bind(self.path)
+        self.server = socket.socket(self.family)
+        self.server.bind({socket.AF_INET: ("127.0.0.1", 0), socket.AF_INET6: ("::1", 0)}.get(self.family, self.path))
         self.server.listen()
         threading.Thread(target=self.serve, daemon=True).start()
 
@@ -133,6 +136,62 @@ def test_new_lines_of_apache_count_where_they_are_errors_of_the_chain(ask, daemo
     assert "Segmentation fault" in problem
     assert "client denied" not in problem
     assert ask(since=before["sample"], max_log_errors=2)["problems"] == []
+
+
+# What Apache 2.4 writes where a client, or anybody who asks for an address, has brought it about.
+STRANGERS = [
+    "[t] [proxy_fcgi:error] [pid 7:tid 9] [client 192.0.2.9:4711] AH01071: Got error 'Primary script unknown'\n",
+    "[t] [proxy_fcgi:error] [pid 7] [client ::1:1] AH01071: Got error 'Primary script unknown\\n', referer: x\n",
+    "[t] [core:error] [pid 7:tid 9] [client 192.0.2.9:1] AH00126: Invalid URI in request GET /exit signal HTTP/1.1\n",
+    "[t] [core:info] [pid 7] [client 192.0.2.9:1] AH00128: File does not exist: /AH00052: child pid 9 exit signal x\n",
+    "[t] [proxy_fcgi:error] [pid 7:tid 9] (104)Connection reset by peer: [client 192.0.2.9:4711] AH01075: Error "
+    "dispatching request to : (reading input brigade)\n",
+    "[t] [proxy_fcgi:error] [pid 7:tid 9] (32)Broken pipe: [client 192.0.2.9:4711] AH01075: Error dispatching request "
+    "to fcgi://localhost: (passing brigade to output filters)\n",
+]
+# The same modules, and nobody outside has a part in it.
+OURS = [
+    "[t] [proxy_fcgi:error] [pid 7:tid 9] [client 192.0.2.9:4711] AH01071: Got error 'PHP message: PHP Fatal error'\n",
+    "[t] [proxy_fcgi:error] [pid 7:tid 9] [client 192.0.2.9:4711] AH01071: Got error 'PHP message: Primary script "
+    "unknown'\n",
+    "[t] [proxy_fcgi:error] [pid 7:tid 9] (70007)The timeout specified has expired: [client 192.0.2.9:4711] AH01075: "
+    "Error dispatching request to : (polling)\n",
+    "[t] [core:notice] [pid 1:tid 1] AH00051: child pid 9 exit signal Aborted (6), possible coredump in /tmp\n",
+]
+
+
+@pytest.mark.parametrize(("line", "counts"), [(line, 0) for line in STRANGERS] + [(line, 1) for line in OURS])
+def test_a_stranger_cannot_write_what_undoes_a_rollout(ask, daemon, line, counts):
+    before = ask()
+    with daemon.log.open("a") as log:
+        log.write(line)
+    problems = ask(since=before["sample"])["problems"]
+    assert [re.findall("have ([0-9]+) new errors", problem) for problem in problems] == [["1"]] * counts
+
+
+@pytest.mark.parametrize("family", [socket.AF_INET, socket.AF_INET6])
+def test_a_daemon_is_asked_where_its_configuration_says(run_module, tmp_path, monkeypatch, family):
+    monkeypatch.setattr(FakeDaemon, "family", family)
+    daemon = FakeDaemon(tmp_path)
+    host, port = daemon.server.getsockname()[:2]
+    (tmp_path / "config.toml").write_text(f'[metrics]\nlisten = "{f"[{host}]" if ":" in host else host}:{port}"\n')
+    found = run_module("host_health", config=str(tmp_path / "config.toml"), logs=[], units=[])
+    daemon.server.close()
+    assert (found["streams"], found["problems"]) == (3, [])
+
+
+def test_a_daemon_that_cannot_be_counted_is_no_problem_until_somebody_judges_by_it(run_module, tmp_path):
+    (tmp_path / "config.toml").write_text('[metrics]\nlisten = "off"\n')
+    given = {"config": str(tmp_path / "config.toml"), "logs": [], "units": []}
+    before = run_module("host_health", **given)
+    assert before["problems"] == []
+    refused = run_module("host_health", since=before["sample"], fail=True, **given)
+    assert "streaming_daemon_metrics_listen is off, so nobody can count what becomes of streams" in refused["msg"]
+
+
+def test_where_no_configuration_says_it_the_daemon_is_asked_where_it_is_by_default(run_module, tmp_path):
+    found = run_module("host_health", config=str(tmp_path / "none"), logs=[], units=[])
+    assert found["problems"] == ["the daemon does not answer on /run/streaming-daemon/metrics.sock"]
 
 
 def test_a_log_that_was_rotated_is_read_from_its_beginning(ask, daemon):
