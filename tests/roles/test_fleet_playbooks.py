@@ -7,6 +7,7 @@ what would touch this machine (services, the front door, HAProxy) notes what it 
 
 from __future__ import annotations
 
+import importlib
 import json
 import os
 import re
@@ -20,7 +21,7 @@ from typing import Any
 import pytest
 import yaml
 from generate_readme import ROOT
-from test_host_release import FakeHost, roll
+from test_host_release import STORE, FakeHost, roll
 
 Run = subprocess.CompletedProcess[str]
 
@@ -193,6 +194,16 @@ PROBE = """\
 """
 
 
+DEPLOY = """\
+- hosts: web_hosts
+  gather_facts: false
+  tasks:
+    - name: Stand for {name}.yml
+      ansible.builtin.command:
+        argv: [sh, -c, 'echo {name} >>"$0/deployed"', "{{{{ root }}}}"]
+"""
+
+
 class Fleet:
     """Directories that stand for hosts, and a copy of the collection that takes them for hosts."""
 
@@ -202,6 +213,10 @@ class Fleet:
         self.copy = work / "collections/ansible_collections/socket_handoff/fleet"
         for room in ("playbooks", "plugins", "roles"):
             shutil.copytree(ROOT / room, self.copy / room)
+        site = (ROOT / "site.yml").read_text()
+        (self.copy / "site.yml").write_text(
+            site.replace("path: /var/lib", 'path: "{{ root }}/var/lib').replace("json\n", 'json"\n')
+        )
         modules = self.copy / "plugins/modules"
         for module, default in (("host_release", '"default": "/"'), ("rollout_lock", '"default": "/var/lib/socket-')):
             text = (modules / f"{module}.py").read_text()
@@ -212,10 +227,14 @@ class Fleet:
         (self.copy / "playbooks/tasks/activate.yml").write_text(ACTIVATE)
         shutil.rmtree(self.copy / "roles/handoff_app/meta")
         (self.copy / "roles/handoff_app/tasks/probe.yml").write_text(PROBE)
-        # What it refuses is in refusals.yml, and takes half of the time.
-        plays = yaml.safe_load((self.copy / "playbooks/rollback.yml").read_text())
-        plays[0]["tasks"] = []
-        (self.copy / "playbooks/rollback.yml").write_text(yaml.safe_dump(plays, sort_keys=False))
+        # What they refuse is in refusals.yml, and takes half of the time. What removes would remove from this machine.
+        for name, cut in (("rollback", 3), ("remove", 2)):
+            plays = yaml.safe_load((self.copy / f"playbooks/{name}.yml").read_text())
+            plays[0]["tasks"] = []
+            stands = [{"hosts": "web_hosts", "gather_facts": False, "tasks": []}] if name == "remove" else []
+            (self.copy / f"playbooks/{name}.yml").write_text(yaml.safe_dump(plays[:cut] + stands, sort_keys=False))
+        for name in ("deploy", "verify"):
+            (self.copy / f"playbooks/{name}.yml").write_text(DEPLOY.format(name=name))
         self.variables: dict[str, Any] = {"rollout_drain": "command", "rollout_drain_wait": 0}
         for name in ("drain", "undrain"):
             script = f'echo "{name} $0" >>{work}/commands'
@@ -388,6 +407,45 @@ def test_a_balancer_that_is_away_fails_the_rollback_of_a_host_and_does_not_lose_
     assert (fleet.serves(), fleet.locks()) == (["3.0", "3.0"], [])
     # Where it could be told, it was taken back.
     assert fleet.noted("lb1", "asked") == ["web1 maint", "web1 ready"]
+
+
+def held(fleet: Fleet, run_module: Callable[..., dict[str, Any]], name: str, process: str) -> None:
+    holder = {"id": "0f3a55c1e2b7", "by": "ada@admin1", "release": "3.0", "since": "now", "process": process}
+    run_module("rollout_lock", state="held", holder=holder, path=str(fleet.hosts[name].root / LOCK))
+
+
+@pytest.mark.parametrize(("playbook", "who"), [("../site", "here"), ("../site", "elsewhere"), ("remove", "here")])
+def test_nothing_else_changes_hosts_while_a_rollout_is_at_work(fleet, run_module, playbook, who):
+    controller = importlib.import_module("ansible_collections.socket_handoff.fleet.plugins.lookup.rollout_controller")
+    name = controller.name_of(os.getpid())
+    held(fleet, run_module, "web2", name if who == "here" else f"other/{name}")
+    done = fleet.run(playbook)
+    assert done.returncode != 0
+    assert "A rollout is at work on web2: 3.0, begun now by ada@admin1" in said(done)
+    assert '"holder": {"id": "0f3a55c1e2b7"}' in said(done).replace("\\", "")
+    # Of the other host neither.
+    assert fleet.noted("web1", "deployed") == []
+    assert "PLAY [web_hosts]" not in said(done)
+
+
+def test_a_deployment_ends_what_a_dead_rollout_has_left_open(fleet, run_module):
+    cut_off(fleet, "web1")
+    key = fleet.hosts["web1"].root / STORE / "turn.json"
+    assert key.exists()
+    dead = subprocess.Popen(["true"])
+    controller = importlib.import_module("ansible_collections.socket_handoff.fleet.plugins.lookup.rollout_controller")
+    name = controller.name_of(dead.pid)
+    dead.wait()
+    held(fleet, run_module, "web1", name)
+    part = fleet.run("../site", "--skip-tags", "configure")
+    assert (part.returncode, key.exists()) == (0, True), said(part)
+    done = fleet.run("../site")
+    assert (done.returncode, key.exists()) == (0, False), said(done)
+    assert "web1 was left in the middle of a rollout" in said(done)
+    assert "web2 was left" not in said(done)
+    # A turn that fails from now on goes back to what the deployment brought.
+    assert fleet.on("web1", "begun", release="4.0")["interrupted"] is False
+    assert fleet.on("web1", "restored", to="turn")["paths"] == []
 
 
 UNDO = """\

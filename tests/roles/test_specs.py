@@ -175,10 +175,12 @@ def test_the_removal_asks_apache_about_all_of_it_before_anything_goes():
     }
 
 
-def test_site_yml_only_puts_playbooks_with_specs_in_order():
-    plays = yaml.safe_load((ROOT / "site.yml").read_text())
+def test_site_yml_only_puts_playbooks_with_specs_in_order_and_asks_for_rollouts_around_them():
+    before, *plays, behind = yaml.safe_load((ROOT / "site.yml").read_text())
     assert [set(play) for play in plays] == [{"name", "ansible.builtin.import_playbook"}] * len(plays)
     assert {ROOT / play["ansible.builtin.import_playbook"] for play in plays} <= set(playbooks())
+    # Part of a deployment asks too, and does not end what a rollout has left.
+    assert (before["tags"], behind.get("tags")) == (["always"], None)
 
 
 def documents() -> list[Path]:
