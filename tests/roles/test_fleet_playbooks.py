@@ -387,10 +387,12 @@ def test_a_host_that_cannot_be_proved_stays_drained_and_says_so(fleet):
     assert fleet.on("web1", "read")["turn"]["release"] == "previous"
 
 
-def with_balancers(fleet: Fleet) -> None:
-    """Two in the inventory, of which one does not answer."""
-    away = {"ansible_host": "127.0.0.1", "ansible_port": 1, "ansible_connection": "ssh", "ansible_become": False}
-    fleet.groups["load_balancers"] = {"hosts": {"lb1": fleet.named("lb1"), "lb2": away}}
+AWAY = {"ansible_host": "127.0.0.1", "ansible_port": 1, "ansible_connection": "ssh", "ansible_become": False}
+
+
+def with_balancers(fleet: Fleet, **second: Any) -> None:
+    """Two in the inventory."""
+    fleet.groups["load_balancers"] = {"hosts": {"lb1": fleet.named("lb1"), "lb2": second or fleet.named("lb2")}}
     fleet.variables["rollout_drain"] = "haproxy"
 
 
@@ -398,7 +400,7 @@ def test_a_balancer_that_is_away_fails_the_rollback_of_a_host_and_does_not_lose_
     """To Ansible it is the web host that cannot be reached: nothing more is run for it, its lock stays."""
     for name in fleet.hosts:
         fleet.roll(name, "2.0", "3.0")
-    with_balancers(fleet)
+    with_balancers(fleet, **AWAY)
     done = fleet.run("rollback", "--limit", "web1,localhost,load_balancers")
     assert done.returncode == 2, said(done)
     assert "web1 did not go back to previous. Refuse a load balancer that could not be told: Load balancer lb2" in said(
@@ -407,6 +409,16 @@ def test_a_balancer_that_is_away_fails_the_rollback_of_a_host_and_does_not_lose_
     assert (fleet.serves(), fleet.locks()) == (["3.0", "3.0"], [])
     # Where it could be told, it was taken back.
     assert fleet.noted("lb1", "asked") == ["web1 maint", "web1 ready"]
+
+
+def test_every_balancer_is_told_before_any_is_waited_for(fleet):
+    fleet.roll("web1", "2.0", "3.0")
+    with_balancers(fleet)
+    done = fleet.run("rollback", "--limit", "web1", rollout_drain_wait=0.1)
+    assert (done.returncode, fleet.serves()) == (0, ["2.0", "1.0"]), said(done)
+    assert "0 requests and streams are still being answered" in said(done)
+    # The second time is the wait.
+    assert fleet.noted("lb1", "asked") == fleet.noted("lb2", "asked") == ["web1 maint", "web1 maint", "web1 ready"]
 
 
 def held(fleet: Fleet, run_module: Callable[..., dict[str, Any]], name: str, process: str) -> None:
