@@ -171,20 +171,21 @@ def board(listen):
             peer.sendall(b"GET /status HTTP/1.1\r\nHost: localhost\r\nConnection: close\r\n\r\n")
             while piece := peer.recv(65536):
                 pieces.append(piece)
-        return json.loads(b"".join(pieces).partition(b"\r\n\r\n")[2])
+        found = json.loads(b"".join(pieces).partition(b"\r\n\r\n")[2])
     except (OSError, ValueError, OverflowError):
         return None
+    # Somebody else may have the port.
+    return found if isinstance(found, dict) and isinstance(found.get("values"), dict) and "started" in found else None
 
 
 def units(names):
     """Return name -> (state, restarts) of units, as systemd has them."""
-    done = subprocess.run(
-        ["systemctl", "show", "--property=Id,ActiveState,NRestarts", *names],
-        capture_output=True,
-        text=True,
-        check=False,
-        timeout=60,
-    )
+    command = ["systemctl", "show", "--property=Id,ActiveState,NRestarts", *names]
+    try:
+        done = subprocess.run(command, capture_output=True, text=True, check=False, timeout=60)
+    except (OSError, subprocess.TimeoutExpired):
+        # That none of them is known is what the judgement says then.
+        return {}
     found = {}
     for block in done.stdout.strip().split("\n\n"):
         fields = dict(line.split("=", 1) for line in block.splitlines() if "=" in line)

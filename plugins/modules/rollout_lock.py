@@ -202,7 +202,7 @@ def main():
         with alone(path):
             result = (hold if params["state"] == "held" else free)(module, path)
     except OSError as error:
-        module.fail_json(msg=f"rollout_lock: {path}: {error.strerror}. Is the disk full?")
+        module.fail_json(msg=f"rollout_lock: {path}: {error.strerror} (is the disk full?)")
     module.exit_json(**result)
 
 

@@ -6,6 +6,7 @@ import importlib
 import json
 import re
 import socket
+import subprocess
 import threading
 from collections.abc import Iterator
 from pathlib import Path
@@ -39,6 +40,7 @@ class FakeDaemon:
         self.log = place / "error.log"
         self.log.write_text(ERROR + NOISE)
         self.started = 100
+        self.answer = ""
         self.values = json.loads(json.dumps(COUNTERS))
         self.units = {"apache2.service": ("active", 0), "streaming-daemon.service": ("active", 2)}
         self.server = socket.socket(self.family)
@@ -54,7 +56,7 @@ class FakeDaemon:
                 return
             with peer:
                 peer.recv(4096)
-                body = json.dumps({"started": self.started, "values": self.values})
+                body = self.answer or json.dumps({"started": self.started, "values": self.values})
                 peer.sendall(f"HTTP/1.1 200 OK\r\nContent-Type: application/json\r\n\r\n{body}".encode())
 
 
@@ -219,3 +221,20 @@ def test_a_daemon_that_does_not_answer_is_a_problem_and_no_crash(ask, daemon):
     refused = ask(since=before["sample"], fail=True)
     assert f"the daemon does not answer on {daemon.path}" in refused["msg"]
     assert refused["streams"] == 0
+
+
+@pytest.mark.parametrize("answer", ["[]", "{}", '{"started": 1}', '{"values": {}}', '{"started": 1, "values": 7}'])
+def test_who_answers_like_no_daemon_is_none(ask, daemon, answer):
+    before = ask()
+    daemon.answer = answer
+    assert f"the daemon does not answer on {daemon.path}" in ask(since=before["sample"])["problems"]
+
+
+@pytest.mark.parametrize("error", [subprocess.TimeoutExpired("systemctl", 60), FileNotFoundError("systemctl")])
+def test_a_systemd_that_does_not_answer_is_a_problem_and_no_crash(run_module, monkeypatch, tmp_path, error):
+    def hang(*arguments: object, **named: object) -> None:
+        raise error
+
+    monkeypatch.setattr(subprocess, "run", hang)
+    found = run_module("host_health", config=str(tmp_path / "none"), logs=[], units=["apache2.service"])
+    assert "apache2.service is not known to systemd" in found["problems"]
