@@ -526,7 +526,8 @@ def stays(params, record, turn):
     if wanted and runs != wanted and not (len(wanted) >= 8 and digest.startswith(wanted)):
         return f"it runs {runs}, and only hosts that run {wanted} go back"
     if params["release"] == "previous" and not turn and record.get("kind") == "rollback":
-        return f"it has gone back to {runs} already, at {record['time']} by {record['by']}"
+        gone = f"it has gone back to {runs} already, at {record['time']} by {record['by'] or 'nobody knows whom'}"
+        return f"{gone}; anything else goes by its name only"
     return ""
 
 
