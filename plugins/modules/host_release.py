@@ -225,8 +225,10 @@ FIXED = (
 # The application's files, by the list that the role keeps of them. The list is a file of the release too.
 APPLICATION = "/var/www/handoff-app"
 APPLICATION_LIST = "/var/lib/socket-handoff/handoff-app.json"
-# Whatever else of Apache's a role has ever changed here, such as links of modules, with what was there before.
-ORIGINALS = "/var/lib/socket-handoff/apache/original"
+# What apache_config keeps: for each change set what its last change replaced, and, below "original", what was there before
+# the first: whatever else of Apache's a role has ever changed here, such as links of modules.
+APACHE_NOTES = "/var/lib/socket-handoff/apache"
+ENABLED = tuple(f"/etc/apache2/{kind}-enabled" for kind in ("conf", "mods", "sites"))
 CHANGE_SETS = ("apache_handoff", "handoff_app")
 CREDENTIALS = "/etc/streaming-daemon/credentials"
 MODULE = "/usr/lib/apache2/modules/mod_socket_handoff.so"
@@ -369,13 +371,41 @@ class Store:
         return os.path.join(self.dir, *parts)
 
     def originals(self):
-        """Return path -> kind before us, for everything of Apache's that a role has ever changed here."""
+        """Return path -> (entry before us, its bytes), for everything of Apache's that a role has ever changed here."""
         found = {}
         for name in CHANGE_SETS:
-            folder = self.tree.real(os.path.join(ORIGINALS, name))
+            folder = self.tree.real(os.path.join(APACHE_NOTES, "original", name))
             for suffix in ("", ".old"):
                 for record in read_json(os.path.join(folder + suffix, "index.json"), []):
-                    found.setdefault(record["path"], record["kind"])
+                    found.setdefault(record["path"], self.original(record, folder + suffix))
+        return found
+
+    @staticmethod
+    def original(record, folder):
+        """Return the entry, and its bytes, that a record of apache_config stands for."""
+        path, kind = record["path"], record["kind"] or "absent"
+        if kind == "link":
+            return {"path": path, "kind": kind, "target": record["target"]}, b""
+        if kind == "absent":
+            return {"path": path, "kind": kind}, b""
+        with open(os.path.join(folder, record["blob"]), "rb") as handle:
+            content = handle.read()
+        digest = hashlib.sha256(content).hexdigest()
+        # apache_config writes as root.
+        about = {"sha256": digest, "mode": f"{record['mode']:04o}", "owner": "root", "group": "root"}
+        return {"path": path, "kind": kind, **about}, content
+
+    def unnoted(self):
+        """Return what of Apache's a release that kept no originals, 0.1.0, may have changed, as far as it is there."""
+        found = set()
+        for name in CHANGE_SETS:
+            last = self.tree.real(os.path.join(APACHE_NOTES, name, "index.json"))
+            noted = self.tree.real(os.path.join(APACHE_NOTES, "original", name))
+            if not os.path.isdir(noted) and os.path.exists(last):
+                # Only its last change is on record, so what is enabled now is all remembered.
+                found.update(record["path"] for record in read_json(last, []))
+                for folder in ENABLED:
+                    found.update(self.tree.files_below(folder))
         return found
 
     def application(self):
@@ -385,7 +415,7 @@ class Store:
 
     def paths(self):
         """Return every path that belongs to what the host runs now."""
-        found = {*FIXED, APPLICATION_LIST, *self.originals(), *self.application()}
+        found = {*FIXED, APPLICATION_LIST, *self.originals(), *self.unnoted(), *self.application()}
         current = self.tree.entry(CURRENT)
         if current["kind"] == "link":
             found.update(self.tree.files_below(current["target"]))
@@ -631,6 +661,8 @@ def plan(store, snapshot, secrets):
     """Return (entry, bytes) for whatever differs from a snapshot. Raises Refused before anything is changed."""
 
     def content(entry):
+        if entry["sha256"] in given:
+            return given[entry["sha256"]]
         try:
             with open(store.at("objects", entry["sha256"]), "rb") as handle:
                 found = handle.read()
@@ -644,9 +676,11 @@ def plan(store, snapshot, secrets):
         return found
 
     wanted = {entry["path"]: entry for entry in [*snapshot["entries"], *secrets]}
-    # Of what is there now and was no part of that release, only what had not been there before the roles goes.
-    gone = {path for path, kind in store.originals().items() if kind is None} | set(store.application())
-    for path in gone - set(wanted):
+    # What was no part of that release becomes what it was before a later one changed it first.
+    before = {path: original for path, original in store.originals().items() if path not in wanted}
+    given = {entry["sha256"]: found for entry, found in before.values() if entry["kind"] == "file"}
+    wanted.update({path: entry for path, (entry, _) in before.items()})
+    for path in set(store.application()) - set(wanted):
         wanted[path] = {"path": path, "kind": "absent"}
     for path in credentials_asked_for(snapshot, content):
         if path not in wanted and not os.path.exists(store.tree.real(path)):

@@ -21,6 +21,7 @@ LOAD = "etc/apache2/mods-enabled/socket_handoff.load"
 REMOTEIP = "etc/apache2/mods-enabled/remoteip.load"
 PAGE = "var/www/handoff-app/public/index.php"
 KEY = "etc/streaming-daemon/credentials/openai_api_key"
+NOTES = "var/lib/socket-handoff/apache"
 LISTED = "var/lib/socket-handoff/handoff-app.json"
 Release = Callable[..., dict[str, Any]]
 
@@ -320,6 +321,52 @@ def test_links_that_a_later_release_made_go_and_those_of_somebody_else_stay(rele
     assert not os.path.lexists(host.root / REMOTEIP)
     assert not (host.root / "var/www/handoff-app/public/new.php").exists()
     assert os.path.lexists(host.root / "etc/apache2/mods-enabled/rewrite.load")
+
+
+def note_originals(host: FakeHost, *records: dict[str, Any], name: str = "handoff_app") -> None:
+    """What apache_config notes of the time before a change set."""
+    folder = f"{NOTES}/original/{name}"
+    for number, record in enumerate(records):
+        if "content" in record:
+            record.update(blob=f"{number}-x", mode=0o640)
+            host.write(f"{folder}/{record['blob']}", record.pop("content"), 0o600)
+    host.write(f"{folder}/index.json", json.dumps(records))
+
+
+def test_what_a_later_release_is_the_first_to_change_becomes_what_it_was_before(release, host):
+    """An earlier release had no business with it, so it is in no snapshot of that one."""
+    site, ports = "etc/apache2/sites-enabled/000-default.conf", "etc/apache2/ports.conf"
+    host.link(site, "../sites-available/000-default.conf")
+    host.write(ports, "Listen 80\n", 0o640)
+    before = host.see()
+    release("begun", release="2.0", by="ada", rollout="r")
+    host.deploy("2.0")
+    (host.root / site).unlink()
+    host.write(ports, "Listen 8080\n", 0o600)
+    notes = [
+        {"path": f"/{site}", "kind": "link", "target": "../sites-available/000-default.conf", "binary": False},
+        {"path": f"/{ports}", "kind": "file", "content": "Listen 80\n", "binary": False},
+    ]
+    note_originals(host, *notes)
+    assert "failed" not in release("restored", to="turn")
+    after = {path: found for path, found in host.see().items() if not path.startswith(NOTES)}
+    assert {path: after.get(path) for path in before} == before
+
+
+def test_what_a_release_without_notes_has_enabled_is_not_taken_for_what_is_new(release, host):
+    """0.1.0 noted its last change only; without what it had enabled earlier, PHP would be sent as text."""
+    fcgi = "etc/apache2/mods-enabled/proxy_fcgi.load"
+    host.link(fcgi, "../mods-available/proxy_fcgi.load")
+    host.write(f"{NOTES}/handoff_app/index.json", json.dumps([{"path": f"/{LOAD}", "kind": None}]))
+    release("begun", release="2.0", by="ada", rollout="r")
+    host.deploy("2.0")
+    # As the first release with notes completes them: what bears our mark was made by us.
+    new = "etc/apache2/mods-enabled/new.load"
+    host.link(new, "../mods-available/new.load")
+    note_originals(host, *({"path": f"/{path}", "kind": None, "binary": False} for path in (fcgi, LOAD, new)))
+    assert "failed" not in release("restored", to="turn")
+    assert os.readlink(host.root / fcgi) == "../mods-available/proxy_fcgi.load"
+    assert not os.path.lexists(host.root / new)
 
 
 def test_drift_names_the_files_that_somebody_has_touched(release, host):
