@@ -279,7 +279,7 @@ def test_two_runs_at_once_are_refused(signed):
 
 def test_settings_of_the_machine_do_not_reach_git(signed, monkeypatch):
     """A hook or an allowed key of somebody's own configuration would open the gate."""
-    (signed.work / "eves").write_text(f"[gpg \"ssh\"]\nallowedSignersFile = {signed.work / 'evil'}\n")
+    (signed.work / "eves").write_text(f'[gpg "ssh"]\nallowedSignersFile = {signed.work / "evil"}\n')
     (signed.work / "evil").write_text(f"eve {(signed.work / 'eve.pub').read_text()}")
     monkeypatch.setenv("GIT_CONFIG_GLOBAL", str(signed.work / "eves"))
     monkeypatch.setenv("GIT_CONFIG_COUNT", "1")

@@ -30,7 +30,7 @@ FREE: dict[str, str] = {
     "handoff_lb_drain_server": "any text is a text; the module that drains refuses what is no name",
 }
 # What the playbooks for a fleet take beside the roles' variables.
-OWN = ("rollout_", "rollback_", "status_")
+OWN = ("rollout_", "rollback_", "status_", "pull_")
 OLD_NAMES = {"AnsibleUnicode": "str", "AnsibleMapping": "dict", "AnsibleSequence": "list"}
 
 

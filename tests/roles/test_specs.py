@@ -148,7 +148,7 @@ def test_every_playbook_checks_its_inputs_first_by_a_spec_that_names_what_it_rea
     derived -= {name for role in applied for name in derived if name.startswith(f"{role}_")}
     read -= set(re.findall(r"(?m)^\s+(\w+): \"", whole))  # what it sets itself
     # Beside them its own, and none that it does not read.
-    own = {name for name in options if name.startswith(("rollout_", "rollback_", "status_"))}
+    own = {name for name in options if name.startswith(("rollout_", "rollback_", "status_", "pull_"))}
     assert {name for name in own if not re.search(rf"\b{name}\b", whole)} == set()
     assert options - own == read | derived
 
