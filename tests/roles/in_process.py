@@ -16,6 +16,7 @@ import jinja2
 import yaml
 from ansible import context
 from ansible._internal._task import TaskContext
+from ansible.cli import CLI
 from ansible.executor.task_executor import TaskExecutor
 from ansible.inventory.manager import InventoryManager
 from ansible.module_utils.common.collections import ImmutableDict
@@ -103,7 +104,7 @@ def refusals(
     )
     loader = DataLoader()
     inventory = InventoryManager(loader=loader, sources=[str(work / "hosts.yml")])
-    manager = VariableManager(loader=loader, inventory=inventory)
+    manager = VariableManager(loader=loader, inventory=inventory, version_info=CLI.version_info(gitinfo=False))
     HostVars(inventory, manager, loader)  # tells the manager of itself: what the variable hostvars is
     (loaded,) = Playbook.load(str(work / "play.yml"), variable_manager=manager, loader=loader).get_plays()
     for name in hosts:
