@@ -1,7 +1,7 @@
 """Two hosts that pull: what is approved arrives and proves itself, nothing else does, and what is bad is undone.
 
-From a bare repository on each host, as a mirror of it would lie there; signed commits, ansible-pull itself, a real chain.
-The tests build on one another, in their order.
+From a bare repository on each host, as a mirror of it would lie there; signed commits, ansible-pull itself, a real
+chain. The tests build on one another, in their order.
 """
 
 from __future__ import annotations
@@ -12,6 +12,7 @@ import re
 import shutil
 import subprocess
 import sys
+from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
@@ -36,6 +37,7 @@ class Fleet:
 
     def __init__(self, work: Path) -> None:
         self.work, self.origin = work, work / "origin"
+        self.commits: dict[str, str] = {}
         run("ssh-keygen", "-q", "-t", "ed25519", "-N", "", "-C", "ada", "-f", work / "ada")
         self.signer = "ada " + " ".join((work / "ada.pub").read_text().split()[:2])
         self.origin.mkdir()
@@ -114,7 +116,7 @@ OWN: dict[str, dict[str, Any]] = {}
 
 
 @pytest.fixture(scope="module")
-def fleet(tmp_path_factory: pytest.TempPathFactory) -> Fleet:
+def fleet(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Fleet]:
     for host, debian in HOSTS.items():
         run(ROOT / "script/host", "down", host)
         run(ROOT / "script/host", "up", host, debian)
@@ -137,12 +139,8 @@ def fleet(tmp_path_factory: pytest.TempPathFactory) -> Fleet:
     OWN["pull12"] = {"release_puller_ansible_wheel": str(wheel)}
     work = tmp_path_factory.mktemp("fleet")
     made = Fleet(work)
-    made.approve_first = made.release(  # type: ignore[attr-defined]
-        {
-            "inventory/group_vars/all.yml": "rollout_soak: 1\nrollout_watch: 4\nrollout_drain: health_file\nrollout_drain_wait: 0\n"
-        },
-        "1.0",
-    )
+    quick = {"rollout_soak": 1, "rollout_watch": 4, "rollout_drain": "health_file", "rollout_drain_wait": 0}
+    made.commits["1.0"] = made.release({"inventory/group_vars/all.yml": yaml.safe_dump(quick)}, "1.0")
     made.approve(None)
     given = {
         "release_puller_repository": "file:///srv/fleet.git",
@@ -202,7 +200,7 @@ def test_nothing_happens_where_nothing_is_approved(fleet):
 
 
 def test_a_ring_goes_first_and_the_fleet_stays_where_it_is(fleet):
-    ring = '[[ring]]\nname = "canary"\nhosts = ["pull13"]\n' + entry("1.0", fleet.approve_first)
+    ring = '[[ring]]\nname = "canary"\nhosts = ["pull13"]\n' + entry("1.0", fleet.commits["1.0"])
     fleet.approve(ring)
     done = pull_all()
     assert done["pull13"][0] == 0, done["pull13"][1]
@@ -214,7 +212,7 @@ def test_a_ring_goes_first_and_the_fleet_stays_where_it_is(fleet):
 
 
 def test_then_the_fleet_follows_also_under_the_wheel_and_the_ring_changes_nothing(fleet):
-    fleet.approve("[fleet]\n" + entry("1.0", fleet.approve_first))
+    fleet.approve("[fleet]\n" + entry("1.0", fleet.commits["1.0"]))
     done = pull_all()
     for host, (code, said) in done.items():
         assert code == 0, said
@@ -222,13 +220,15 @@ def test_then_the_fleet_follows_also_under_the_wheel_and_the_ring_changes_nothin
         assert streams(host)
         assert record(host)["soaked"] is True
         assert record(host)["by"] == f"root@{host}"
-        assert record(host)["rollout"] == fleet.approve_first[:12]
+        assert record(host)["rollout"] == fleet.commits["1.0"][:12]
     assert "pull13 runs 1.0 since" in done["pull13"][1]
     assert on("pull12", "test", "-e", "/var/lib/socket-handoff/rollout.lock", check=False).returncode == 1
 
 
 def test_a_newer_release_that_nobody_approved_does_not_arrive(fleet):
-    fleet.good = fleet.release({"examples/php-app/NEWS": "1.1\n", "inventory/group_vars/web_hosts.yml": WORKERS}, "1.1")
+    fleet.commits["1.1"] = fleet.release(
+        {"examples/php-app/NEWS": "1.1\n", "inventory/group_vars/web_hosts.yml": WORKERS}, "1.1"
+    )
     for host, (code, said) in pull_all().items():
         assert code == 0, said
         assert runs(host) == "1.0"
@@ -238,7 +238,7 @@ WORKERS = "streaming_daemon_workers: 2\n"
 
 
 def test_a_rollout_that_has_the_lock_is_not_disturbed(fleet):
-    fleet.approve("[fleet]\n" + entry("1.1", fleet.good))
+    fleet.approve("[fleet]\n" + entry("1.1", fleet.commits["1.1"]))
     lock = "/var/lib/socket-handoff/rollout.lock"
     holder = '{"id": "0f3a55c1e2b7", "by": "bob@admin1", "release": "9.9", "since": "then"}'
     on("pull13", "sh", "-c", f"'echo {json.dumps(holder)} >{lock}'")
@@ -280,8 +280,8 @@ def test_a_bad_release_is_undone_said_and_not_tried_again(fleet):
 
 def test_an_approval_that_nobody_signed_brings_nothing(fleet):
     text = (ROOT / "daemon-src/streaming_daemon/worker.py").read_text()
-    fleet.mended = fleet.release({"daemon-src/streaming_daemon/worker.py": text}, "1.3")
-    fleet.approve("[fleet]\n" + entry("1.3", fleet.mended), "--no-gpg-sign")
+    fleet.commits["1.3"] = fleet.release({"daemon-src/streaming_daemon/worker.py": text}, "1.3")
+    fleet.approve("[fleet]\n" + entry("1.3", fleet.commits["1.3"]), "--no-gpg-sign")
     for host, (code, said) in pull_all().items():
         assert code != 0
         assert "is not signed by one of release_puller_signers" in said
@@ -289,7 +289,7 @@ def test_an_approval_that_nobody_signed_brings_nothing(fleet):
 
 
 def test_the_next_good_release_arrives_behind_a_bad_one(fleet):
-    fleet.approve("[fleet]\n" + entry("1.3", fleet.mended))
+    fleet.approve("[fleet]\n" + entry("1.3", fleet.commits["1.3"]))
     for host, (code, said) in pull_all().items():
         assert code == 0, said
         assert (runs(host), record(host).get("failed")) == ("1.3", None)

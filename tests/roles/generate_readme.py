@@ -25,7 +25,7 @@ Spec = dict[str, Any]
 
 
 # Where a role belongs, if not on the web hosts.
-GROUPS = {"handoff_lb": "load_balancers", "handoff_monitoring": "monitoring"}
+GROUPS = {"handoff_lb": "load_balancers", "handoff_monitoring": "monitoring", "release_puller": "pull_hosts"}
 
 
 def spec_of(role: str) -> dict[str, Spec]:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import importlib.machinery
 import importlib.util
+import itertools
 import json
 import os
 import subprocess
@@ -182,12 +183,12 @@ def test_the_approved_commit_is_pulled_from_what_was_checked_and_verified_again(
     done = signed.run()
     assert done.returncode == 0, done.stderr
     (call,) = signed.pulled()
-    said = dict(zip(call, call[1:], strict=False))
+    said = dict(itertools.pairwise(call))
     assert said["--checkout"] == commit
     assert said["--url"] == f"file://{signed.work}/s/repository.git"
     assert said["--limit"] == "web1"
     assert "--verify-commit" in call
-    given = [value for key, value in zip(call, call[1:], strict=False) if key == "--extra-vars"]
+    given = [value for key, value in itertools.pairwise(call) if key == "--extra-vars"]
     assert given[0] == "@/v.yml"
     assert json.loads(given[1]) == {"pull_release": "1.0", "pull_commit": commit, "pull_retry": False}
     assert call[-1] == "playbooks/pull.yml"
