@@ -1,4 +1,4 @@
-"""The execution environment builds from this checkout, and runs its playbooks as AWX would: no name, no home, no checkout."""
+"""The execution environment builds from this checkout, and runs its playbooks: no name, no home, no checkout."""
 
 from __future__ import annotations
 
