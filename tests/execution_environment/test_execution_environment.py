@@ -68,7 +68,7 @@ def test_it_reads_every_playbook_of_the_collection(image, project, name):
 def test_it_runs_a_playbook_as_far_as_a_machine_alone_can(image, project):
     """To the refusal of an input, which needs the collection's own plugins and its specs."""
     command = ["ansible-playbook", "-i", "/runner/project/hosts.yml", "socket_handoff.fleet.rollout"]
-    refused = inside(image, project, *command, "-e", "rollout_release=1 0", check=False)
+    refused = inside(image, project, *command, "-e", '{"rollout_release": "1 0"}', check=False)
     assert refused.returncode == 2
     assert 'rollout_release is "1 0"; allowed are' in " ".join(refused.stdout.split())
     # A release that is right goes on to the hosts, which this machine alone has not.
