@@ -225,8 +225,8 @@ FIXED = (
 # The application's files, by the list that the role keeps of them. The list is a file of the release too.
 APPLICATION = "/var/www/handoff-app"
 APPLICATION_LIST = "/var/lib/socket-handoff/handoff-app.json"
-# What apache_config keeps: for each change set what its last change replaced, and, below "original", what was there before
-# the first: whatever else of Apache's a role has ever changed here, such as links of modules.
+# What apache_config keeps: for each change set what its last change replaced, and, below "original", what was there
+# before the first: whatever else of Apache's a role has ever changed here, such as links of modules.
 APACHE_NOTES = "/var/lib/socket-handoff/apache"
 ENABLED = tuple(f"/etc/apache2/{kind}-enabled" for kind in ("conf", "mods", "sites"))
 CHANGE_SETS = ("apache_handoff", "handoff_app")
