@@ -464,7 +464,8 @@ UNDO = """\
 - hosts: web_hosts
   gather_facts: false
   vars:
-    __rollout: {id: 0f3a55c1e2b7, drain: command, by: ada, rollout_keep: 3, rollout_drain_wait: 0.1,
+    __rollout: {id: 0f3a55c1e2b7, holder: {id: 0f3a55c1e2b7}, drain: command, by: ada, rollout_keep: 3,
+                rollout_drain_wait: 0.1,
                 rollout_drain_command: "{{ rollout_drain_command }}",
                 rollout_undrain_command: "{{ rollout_undrain_command }}"}
     __rollout_state: serving
