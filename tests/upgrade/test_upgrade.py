@@ -15,7 +15,7 @@ import pytest
 from conftest import PASSWORD
 from front_door import Session, assert_complete
 from ledger import Ledger
-from operator_runs import ENVIRONMENT, PROJECT, command, playbook
+from operator_runs import ENVIRONMENT, PROJECT, changes, command, playbook
 from testinfra.host import Host
 
 Run = subprocess.CompletedProcess[str]
@@ -133,7 +133,9 @@ def test_a_rollback_takes_it_back_to_what_served_before(
 def test_the_previous_versions_own_playbook_finds_nothing_to_mend(name: str, previous: Path) -> None:
     """Whoever goes on with the old checkout goes on as before."""
     run = succeeded(playbook(name, checkout=previous))
-    assert " changed=0 " in run.stdout, run.stdout[-3000:]
+    # Beside the copies of the units that it has judged.
+    unused = "socket_handoff.fleet.streaming_daemon : Write the units to a place where nothing uses them"
+    assert [change for change in changes(run.stdout) if not change.startswith(unused)] == []
 
 
 def test_site_yml_brings_this_version_to_a_host_that_serves(
@@ -164,7 +166,7 @@ def test_a_rollback_by_name_takes_it_down_again(
     census = tmp_path / "census.json"
     succeeded(playbook(name, "-e", f"status_file={census}", play="playbooks/status.yml"))
     (row,) = json.loads(census.read_text())
-    (kept,) = [each["name"] for each in row["kept"] if each["name"].startswith("unnamed")]
+    (kept,) = {each["name"] for each in row["kept"] if each["name"].startswith("unnamed")}
     succeeded(playbook(name, "-e", f"rollback_release={kept}", play="playbooks/rollback.yml"))
     assert version(host) == "previous"
     assert_nothing_was_cut(users)
