@@ -261,6 +261,61 @@ def test_an_old_approval_cannot_be_played_back(signed):
     refused(signed, "does not follow from what this host knows already")
 
 
+@pytest.mark.parametrize("by", ["", "eve"])
+def test_what_no_signer_signed_leaves_nothing_behind_once_it_is_taken_back(signed, by):
+    """Else whoever may push, and nothing more, keeps every host from every later approval."""
+    signed.approve(signed.release("one"))
+    good = signed.git("rev-parse", "approved")
+    assert signed.run("--show").returncode == 0
+    signed.approve(HASH, "6.6", by=by)
+    refused(signed, "the newest commit of branch approved is not signed")
+    signed.git("checkout", "--quiet", "main")
+    signed.git("branch", "--force", "approved", good)
+    done = signed.run("--show")
+    assert (done.returncode, "1.0" in done.stdout) == (0, True), done.stderr
+
+
+def play_that_writes(text: str, path: Path) -> str:
+    task = {"ansible.builtin.copy": {"content": text, "dest": str(path)}}
+    return json.dumps([{"hosts": "all", "gather_facts": False, "connection": "local", "tasks": [task]}])
+
+
+def test_a_branch_that_is_called_like_the_approved_commit_brings_nothing(signed):
+    """Ansible's git module takes a branch for what is meant, and then verifies the commit of that name."""
+    written = signed.work / "written"
+    (signed.work / "variables.yml").write_text("{}\n")
+    own = {"programs": str(Path(sys.executable).parent), "variables": str(signed.work / "variables.yml")}
+    signed.config |= {**own, "inventory": "hosts", "playbook": "release"}
+    signed.commit("main", "hosts", "web1\n")
+    good = signed.release(play_that_writes("ada", written))
+    signed.approve(good)
+    signed.git("checkout", "--quiet", "-b", "eves", "main")
+    bad = signed.commit("eves", "release", play_that_writes("eve", written), by="")
+    # Not git branch, which refuses such a name; a push may bring it all the same.
+    for kind in ("heads", "tags"):
+        signed.git("update-ref", f"refs/{kind}/{good}", bad)
+    done = signed.run()
+    assert done.returncode == 0, f"{done.stdout}\n{done.stderr}"
+    assert written.read_text() == "ada"
+
+
+def test_a_release_whose_name_git_would_take_for_another_commit_is_pulled(signed):
+    signed.release("one")
+    commit = signed.release("two")
+    signed.git("tag", "1.0")
+    signed.approve(commit, "1.0~1")
+    assert signed.run("--show").returncode == 0
+
+
+def test_a_tag_with_a_text_of_its_own_means_its_commit(signed):
+    signed.approve(signed.release("one"))
+    signed.git("tag", "--annotate", "-m", "the first", "1.0", "main")
+    assert signed.run("--show").returncode == 0
+    signed.release("two")
+    signed.git("tag", "--annotate", "--force", "-m", "the second", "1.0")
+    refused(signed, "is not what the tag 1.0 means")
+
+
 def test_a_commit_that_is_nowhere_and_a_tag_that_means_another_are_refused(signed):
     commit = signed.release("one")
     signed.approve(HASH)
