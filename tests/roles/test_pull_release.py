@@ -275,6 +275,35 @@ def test_what_no_signer_signed_leaves_nothing_behind_once_it_is_taken_back(signe
     assert (done.returncode, "1.0" in done.stdout) == (0, True), done.stderr
 
 
+def test_a_signature_of_another_kind_than_the_signers_keys_counts_for_nothing(signed):
+    """What gpg and its like trust is up to the machine's own settings and keys, and not to release_puller_signers."""
+    gpg = signed.work / "gpg"
+    good = "[GNUPG:] NEWSIG\\n[GNUPG:] GOODSIG 0123456789ABCDEF eve\\n"
+    made = "-----BEGIN PGP SIGNATURE-----\\n\\nQQ==\\n-----END PGP SIGNATURE-----\\n"
+    gpg.write_text(
+        f"#!/bin/sh\ncat >/dev/null\ncase $* in *--verify*) printf '{good}' ;; "
+        f"*) printf -- '{made}'; printf '\\n[GNUPG:] SIG_CREATED \\n' >&2 ;; esac\n"
+    )
+    gpg.chmod(0o755)
+    openpgp = ("-c", "gpg.format=openpgp", "-c", f"gpg.program={gpg}", "-c", "user.signingKey=eve")
+    signed.approve(signed.release("one"))
+    assert signed.run("--show").returncode == 0
+    # As a gpg would be that fetches the keys it does not know.
+    subprocess.run(["git", f"--git-dir={signed.work}/s/repository.git", "config", "gpg.program", str(gpg)], check=True)
+    signed.git(*openpgp, "commit", "-S", "--quiet", "--allow-empty", "-m", "eve")
+    assert "BEGIN PGP" in signed.git("cat-file", "commit", "approved")
+    refused(signed, "the newest commit of branch approved is not signed")
+
+
+def test_an_approval_that_cannot_be_read_is_an_error_and_not_an_approval_of_nothing(signed):
+    signed.approve(signed.release("one"))
+    signed.git("checkout", "--quiet", "approved")
+    # A submodule in the file's place is one way; a repository that is damaged is another.
+    signed.git("update-index", "--cacheinfo", f"160000,{HASH},approved.toml")
+    signed.git("-c", f"user.signingKey={signed.work / 'ada'}", "commit", "-S", "--quiet", "-m", "no file")
+    refused(signed, "approved.toml of branch approved cannot be read")
+
+
 def play_that_writes(text: str, path: Path) -> str:
     task = {"ansible.builtin.copy": {"content": text, "dest": str(path)}}
     return json.dumps([{"hosts": "all", "gather_facts": False, "connection": "local", "tasks": [task]}])
