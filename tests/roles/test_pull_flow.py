@@ -1,4 +1,4 @@
-"""Whole turns that a host takes by itself, for a host that is a name on this machine: what is asked, and when it ends."""
+"""Whole turns that a host takes by itself, for a host that is a name on this machine: what is asked, in which order."""
 
 from __future__ import annotations
 
@@ -73,6 +73,13 @@ def test_an_apache_that_somebody_has_broken_before_is_not_taken_for_the_release(
     run = pull(tmp_path, files={"apache2ctl-web1": BROKEN_APACHE})
     untouched(run)
     assert "AH00526" in run.text
+
+
+def test_a_turn_that_its_unit_would_cut_off_each_time_does_not_begin(tmp_path):
+    run = pull(tmp_path, rollout_soak=1700, rollout_drain_wait=30)
+    assert (run.code != 0, run.log) == (True, [])
+    assert "rollout_soak, rollout_watch and four times rollout_drain_wait are 1820 s" in run.text
+    assert "release_puller_timeout is 3600" in run.text
 
 
 def test_who_was_cut_off_goes_back_although_its_apache_is_broken_and_its_turn_cannot_begin(tmp_path):

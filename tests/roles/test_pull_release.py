@@ -76,6 +76,7 @@ def test_the_first_ring_that_holds_a_host_decides_and_then_the_fleet(text, meant
         ("[fleet]\n" + entry(commit=HASH[:12]), "the full hash of a commit"),
         ("[fleet]\n" + entry(commit=HASH + "\\n"), "the full hash of a commit"),
         ("[fleet]\n" + entry(release="--full"), "a letter or digit first"),
+        ("[fleet]\n" + entry(release="turn"), "neither turn nor previous"),
         ("[fleet]\n" + entry() + "percent = 5\n", "fleet has percent"),
         ("[ring]\n" + entry(), "double brackets"),
         (ring("a b", "percent = 5", "2.0"), "a name of its own"),
