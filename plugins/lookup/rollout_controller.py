@@ -4,7 +4,8 @@
 
 Theory of operation. A process is named by the machine, its boot, its number and when it started, so that a number that
 is used again, or a reboot, is not taken for it. Numbers mean something within their namespace only: two containers with
-one image's name and id are two machines here. Of a process on another machine nothing is known, and nothing is claimed.
+one image's name and id are two machines here. Of a process on another machine nothing is known, and nothing is claimed;
+nor where those of others cannot be seen, because /proc is mounted with hidepid or a unit has ProtectProc=.
 """
 
 from __future__ import annotations
@@ -26,7 +27,8 @@ description:
   - Without terms returns C(by), the person and the machine, and C(process), a name of this run.
   - With terms, which are such names, returns for each C(here) while it runs on this machine, C(gone) where it does
     not any
-    more, and C(elsewhere) where it was on another machine.
+    more, and C(elsewhere) where it was on another machine, or could not be seen on
+    this one.
 options:
   _terms:
     description: Names of runs.
@@ -88,7 +90,12 @@ def state_of(name: str) -> str:
     parts = name.split(" ")
     if len(parts) != 4 or parts[0] != _machine():
         return "elsewhere"
-    return "here" if parts[2].isdigit() and name == name_of(int(parts[2])) and parts[3] else "gone"
+    if parts[2].isdigit() and name == name_of(int(parts[2])) and parts[3]:
+        return "here"
+    # Whoever does not even see the first process, which always runs, may not see that one either.
+    if parts[1] == _read("/proc/sys/kernel/random/boot_id") and not _started(1):
+        return "elsewhere"
+    return "gone"
 
 
 class LookupModule(LookupBase):

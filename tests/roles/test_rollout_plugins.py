@@ -254,6 +254,24 @@ def test_this_process_is_here_one_that_has_ended_is_gone_and_one_elsewhere_is_no
     assert module.state_of(name) == "gone"
 
 
+def test_nothing_is_claimed_of_a_process_where_those_of_others_cannot_be_seen(monkeypatch):
+    """/proc may be mounted with hidepid, and a unit may have ProtectProc=: what runs would count as gone."""
+    module = plugin("lookup", "rollout_controller")
+    child = subprocess.Popen([sys.executable, "-c", "input()"], stdin=subprocess.PIPE)
+    name = module.name_of(child.pid)
+    machine, boot, number, started = name.split(" ")
+    read, own = module._read, f"/proc/{os.getpid()}/"
+
+    def half_blind(path: str) -> str:
+        return "unknown" if path.startswith("/proc/") and not path.startswith((own, "/proc/sys/")) else read(path)
+
+    monkeypatch.setattr(module, "_read", half_blind)
+    assert module.state_of(name) == "elsewhere"
+    assert module.state_of(module.name_of(os.getpid())) == "here"
+    assert module.state_of(f"{machine} {boot[::-1]} {number} {started}") == "gone"
+    child.communicate(b"\n")
+
+
 def test_a_process_of_another_container_is_elsewhere_though_its_name_and_its_machine_id_are_the_same(monkeypatch):
     module = plugin("lookup", "rollout_controller")
     readlink = os.readlink
