@@ -255,7 +255,7 @@ def said_in_the_code() -> str:
     """Everything that playbooks, roles and plugins may say."""
     sources = [path for room in ("playbooks", "roles") for path in (ROOT / room).rglob("*.yml")]
     texts = [" ".join(path.read_text().split()) for path in sources if not path.name.endswith(".meta.yml")]
-    for path in (ROOT / "plugins").rglob("*.py"):
+    for path in (*(ROOT / "plugins").rglob("*.py"), ROOT / "roles/release_puller/files/pull-release"):
         texts += constant_texts(ast.parse(path.read_text()))
     return "\n".join(texts)
 
@@ -266,15 +266,21 @@ def first_cells(document: Path, head: str) -> list[str]:
     return re.findall(r"(?m)^\| `(.+?)` \|", table)
 
 
-@pytest.mark.parametrize("head", ["message", "state"])
-def test_what_an_operator_looks_up_is_what_the_code_says(head: str) -> None:
-    code, looked_up = said_in_the_code(), first_cells(ROOT / "docs/operations.md", head)
+@pytest.mark.parametrize(("page", "head"), [("operations", "message"), ("operations", "state"), ("pull", "message")])
+def test_what_an_operator_looks_up_is_what_the_code_says(page: str, head: str) -> None:
+    code, looked_up = said_in_the_code(), first_cells(ROOT / f"docs/{page}.md", head)
     assert len(looked_up) > 5
     # One state is made of two: LOST, and what was before.
     parts = [
         part for text in looked_up for part in text.removesuffix("…").replace("LOST, was ", "LOST, was |").split("|")
     ]
     assert [part for part in parts if part not in code] == []
+
+
+def test_every_variable_that_the_page_on_pulling_names_is_one() -> None:
+    named = set(re.findall(r"\b((?:rollout|release_puller)_[a-z_]+)\b", (ROOT / "docs/pull.md").read_text()))
+    specs = (ROOT / "playbooks/pull.meta.yml", ROOT / "roles/release_puller/meta/argument_specs.yml")
+    assert named - set(re.findall(r"(?m)^      (\w+):$", "".join(path.read_text() for path in specs))) == set()
 
 
 def test_every_variable_that_operations_names_is_one() -> None:
