@@ -11,6 +11,7 @@ import importlib.util
 import itertools
 import json
 import os
+import shlex
 import subprocess
 import sys
 from pathlib import Path
@@ -260,6 +261,15 @@ def test_an_old_approval_cannot_be_played_back(signed):
     signed.git("checkout", "--quiet", "main")
     signed.git("branch", "--force", "approved", stale)
     refused(signed, "does not follow from what this host knows already")
+
+
+def test_the_server_is_who_the_role_says_and_nobody_whom_the_machine_knows(signed):
+    command = shlex.split(gate.Puller(signed.config).environment()["GIT_SSH_COMMAND"])
+    asked = subprocess.run([*command, "-G", "git.example.com"], capture_output=True, text=True, check=True).stdout
+    found = dict(line.split(" ", 1) for line in asked.lower().splitlines() if " " in line)
+    assert found["globalknownhostsfile"] == "/dev/null"
+    assert (found["userknownhostsfile"], found["stricthostkeychecking"]) == ("/k", "true")
+    assert command[command.index("-F") + 1] == "none"
 
 
 @pytest.mark.parametrize("by", ["", "eve"])
