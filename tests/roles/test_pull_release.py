@@ -315,6 +315,14 @@ def test_an_approval_that_cannot_be_read_is_an_error_and_not_an_approval_of_noth
     refused(signed, "approved.toml of branch approved cannot be read")
 
 
+def test_bytes_that_are_no_text_are_an_error_in_words(signed):
+    commit = signed.release("one")
+    signed.approve(commit)
+    (signed.origin / "approved.toml").write_bytes(b"# Zo\xeb\n[fleet]\n" + entry("1.0", commit).encode())
+    signed.git("-c", f"user.signingKey={signed.work / 'ada'}", "commit", "-S", "--quiet", "--all", "-m", "Latin-1")
+    refused(signed, "approved.toml of branch approved approves nothing: it is no UTF-8")
+
+
 def play_that_writes(text: str, path: Path) -> str:
     task = {"ansible.builtin.copy": {"content": text, "dest": str(path)}}
     return json.dumps([{"hosts": "all", "gather_facts": False, "connection": "local", "tasks": [task]}])
