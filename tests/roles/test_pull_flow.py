@@ -120,6 +120,13 @@ def test_a_host_that_serves_badly_in_its_soak_goes_back(tmp_path):
     ]
 
 
+def test_a_retry_that_was_cut_off_is_taken_up_again_and_does_not_leave_the_host_drained(tmp_path):
+    failed = {"failed": {"release": "2.0", "rollout": COMMIT[:12], "time": "then"}, "release": "1.0"}
+    run = pull(tmp_path, {"host_release": {"record": failed, "turn": {"release": "2.0"}}})
+    assert run.code == 0, run.out
+    assert asked(run)[-2:] == ["host_release recorded", "rollout_lock free"]
+
+
 def test_what_has_failed_here_is_tried_again_only_when_asked(tmp_path):
     failed = {"failed": {"release": "2.0", "rollout": COMMIT[:12], "time": "then"}, "release": "1.0"}
     run = pull(tmp_path / "one", {"host_release": {"record": failed}})
