@@ -79,7 +79,7 @@ def test_a_turn_that_its_unit_would_cut_off_each_time_does_not_begin(tmp_path):
     run = pull(tmp_path, rollout_soak=1700, rollout_drain_wait=30)
     assert (run.code != 0, run.log) == (True, [])
     assert "rollout_soak, rollout_watch and four times rollout_drain_wait are 1820 s" in run.text
-    assert "release_puller_timeout is 3600" in run.text
+    assert "TimeoutStartSec= of release-puller.service is 3600 s; allowed is at most half of it" in run.text
 
 
 def test_who_was_cut_off_goes_back_although_its_apache_is_broken_and_its_turn_cannot_begin(tmp_path):
