@@ -347,6 +347,20 @@ def test_a_branch_that_is_called_like_the_approved_commit_brings_nothing(signed)
     assert written.read_text() == "ada"
 
 
+def test_ansible_pull_finds_one_branch_whatever_was_there_before(signed):
+    commit = signed.release("one")
+    signed.git("tag", "0.9")
+    signed.approve(commit)
+    assert signed.run().returncode == 0
+    mirror = ("git", f"--git-dir={signed.work}/s/repository.git")
+    for name in (f"refs/heads/{commit}", "refs/heads/main", f"refs/tags/{commit}"):
+        subprocess.run([*mirror, "update-ref", name, "refs/candidate"], check=True)
+    assert signed.run().returncode == 0
+    listed = [*mirror, "for-each-ref", "--format=%(refname) %(objectname)", "refs/heads", "refs/tags"]
+    found = subprocess.run(listed, check=True, capture_output=True, text=True).stdout
+    assert found.splitlines() == [f"refs/heads/release {commit}"]
+
+
 def test_a_release_whose_name_git_would_take_for_another_commit_is_pulled(signed):
     signed.release("one")
     commit = signed.release("two")
