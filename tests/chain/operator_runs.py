@@ -14,28 +14,31 @@ ENVIRONMENT = {key: value for key, value in os.environ.items() if not key.starts
 ENVIRONMENT["MOLECULE_PROJECT_DIRECTORY"] = str(PROJECT)
 
 
-def command(name: str, *arguments: str, play: str = "site.yml") -> list[str]:
-    """The command that applies a playbook to one host of the running scenario: of the inventory that names it."""
+def command(name: str, *arguments: str, play: str = "site.yml", limited: bool = True) -> list[str]:
+    """The command that applies a playbook to one host of the running scenario: of the inventory that names it.
+
+    Without a limit the arguments have to say which host is meant, as a rollout's do.
+    """
     hosts = [path for path in PROJECT.glob("molecule/*/inventory/hosts.yml") if f" {name}:\n" in path.read_text()]
     assert len(hosts) == 1, f"{name} is in {hosts}"
     inventory = hosts[0].parent
     return [
         str(PROJECT / "script" / "enter"),
-        *("ansible-playbook", "-i", str(inventory), play, "--limit", name, *arguments),
+        *("ansible-playbook", "-i", str(inventory), play, *(("--limit", name) if limited else ()), *arguments),
     ]
 
 
 def playbook(
-    name: str, *arguments: str, play: str = "site.yml", checkout: Path = PROJECT
+    name: str, *arguments: str, play: str = "site.yml", checkout: Path = PROJECT, limited: bool = True
 ) -> subprocess.CompletedProcess[str]:
     """Run a playbook of this checkout, or of an altered copy, against one host."""
     return subprocess.run(
-        command(name, *arguments, play=play),
+        command(name, *arguments, play=play, limited=limited),
         cwd=checkout,
         env={**ENVIRONMENT, "ANSIBLE_CONFIG": str(checkout / "ansible.cfg")},
         capture_output=True,
         text=True,
-        timeout=600,
+        timeout=1200,
         check=False,
     )
 

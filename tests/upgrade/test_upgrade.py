@@ -15,7 +15,7 @@ import pytest
 from conftest import PASSWORD
 from front_door import Session, assert_complete
 from ledger import Ledger
-from operator_runs import ENVIRONMENT, PROJECT, changes, command, playbook
+from operator_runs import changes, playbook
 from testinfra.host import Host
 
 Run = subprocess.CompletedProcess[str]
@@ -37,18 +37,7 @@ def succeeded(run: Run) -> Run:
 def rollout(name: str, release: str, **given: object) -> Run:
     """Run this checkout's rollout for one host."""
     arguments = json.dumps({**ROLLOUT, "rollout_release": release, "rollout_hosts": name, **given})
-    line = command(name, "-e", arguments, play="playbooks/rollout.yml")
-    # It takes rollout_hosts in its place.
-    del line[line.index("--limit") : line.index("--limit") + 2]
-    return subprocess.run(
-        line,
-        cwd=PROJECT,
-        env={**ENVIRONMENT, "ANSIBLE_CONFIG": str(PROJECT / "ansible.cfg")},
-        capture_output=True,
-        text=True,
-        timeout=900,
-        check=False,
-    )
+    return playbook(name, "-e", arguments, play="playbooks/rollout.yml", limited=False)
 
 
 def version(host: Host) -> str:
