@@ -31,7 +31,8 @@ final class Failure extends RuntimeException
 function fail_as(string $format): void
 {
     set_exception_handler(static function (Throwable $error) use ($format): void {
-        if (!$error instanceof Failure || $error->status >= 500) {
+        // An operator has asked for maintenance, and a load balancer asks twice a second: nothing has failed.
+        if (!$error instanceof Failure || ($error->status >= 500 && $error->type !== 'maintenance')) {
             error_log('handoff-app: ' . $error->getMessage() . ' (' . $error->getFile() . ':' . $error->getLine() . ')');
         }
         if (!$error instanceof Failure) {

@@ -130,10 +130,13 @@ COUNTS = re.compile(
     rb"^\[[^]]*\] \[(?:(?:socket_handoff|proxy_fcgi|php\d*):(?:error|crit|alert|emerg)|[\w-]+:(?:crit|alert|emerg))\]"
     rb"|^\[[^]]*\] \[[\w-]+:\w+\] \[pid [^]]*\] AH0005[0-2]: child pid \d+ exit signal "
 )
-# A script that is not there, and a client that goes away while it sends a request or is sent an answer.
+# A script that is not there, a client that goes away while it sends a request or is sent an answer, and the health
+# checks of a load balancer that drains the host, which an earlier release of the application logs.
 FROM_OUTSIDE = re.compile(
     rb"^\[[^]]*\] \[proxy_fcgi:error\] \[pid [^]]*\] (?:\(\d+\)[^\[]*: )?\[client [^]]*\] "
     rb"(?:AH01071: Got error 'Primary script unknown(?:\\n)?'"
+    rb"|AH01071: Got error 'PHP message: handoff-app: This host is out of service for now[.] "
+    rb"\([^()]*/health[.]php:\d+\)'"
     rb"|AH01075: Error dispatching request to [^(]*\((?:reading input brigade|passing brigade to output filters)\))"
 )
 DIRECTORY = "/run/streaming-daemon/"

@@ -144,6 +144,8 @@ def test_new_lines_of_apache_count_where_they_are_errors_of_the_chain(ask, daemo
 STRANGERS = [
     "[t] [proxy_fcgi:error] [pid 7:tid 9] [client 192.0.2.9:4711] AH01071: Got error 'Primary script unknown'\n",
     "[t] [proxy_fcgi:error] [pid 7] [client ::1:1] AH01071: Got error 'Primary script unknown\\n', referer: x\n",
+    "[t] [proxy_fcgi:error] [pid 7:tid 9] [client 192.0.2.7:1] AH01071: Got error 'PHP message: handoff-app: This host "
+    "is out of service for now. (/var/www/handoff-app/public/health.php:19)'\n",
     "[t] [core:error] [pid 7:tid 9] [client 192.0.2.9:1] AH00126: Invalid URI in request GET /exit signal HTTP/1.1\n",
     "[t] [core:info] [pid 7] [client 192.0.2.9:1] AH00128: File does not exist: /AH00052: child pid 9 exit signal x\n",
     "[t] [proxy_fcgi:error] [pid 7:tid 9] (104)Connection reset by peer: [client 192.0.2.9:4711] AH01075: Error "

@@ -26,6 +26,8 @@ def test_a_host_in_maintenance_is_503_until_the_file_is_gone(own_app: Server) ->
     response = own_app.client().request("HEAD", "/health.php")
     assert (response.status, response.header("X-Socket-Handoff")) == (503, None)
     assert response.header("Retry-After") == "60"
+    # It is asked all the time, and what is meant is no error: a rollout that drains by it judges by the error log.
+    assert "out of service" not in own_app.log.read_text()
     # Who is there goes on being served: only the load balancer shall send no more.
     assert own_app.logged_in().ask({"prompt": "hello"}).handoff["prompt"] == "hello"
     marker.unlink()
