@@ -422,7 +422,7 @@ def read_states(root):
         elif record["kind"] == "file":
             with open(os.path.join(root, record["blob"]), "rb") as handle:
                 state = ("file", handle.read(), record["mode"])
-        # Release 0.1.0 did not note it; its only binary was the module.
+        # Earlier versions did not note it; their only binary was the module.
         states.append((record["path"], state, record.get("binary", record["path"].endswith(".so"))))
     return states
 

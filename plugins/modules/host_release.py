@@ -396,7 +396,7 @@ class Store:
         return {"path": path, "kind": kind, **about}, content
 
     def unnoted(self):
-        """Return what of Apache's a release that kept no originals, 0.1.0, may have changed, as far as it is there."""
+        """Return what of Apache's a version that kept no originals may have changed, as far as it is there."""
         found = set()
         for name in CHANGE_SETS:
             last = self.tree.real(os.path.join(APACHE_NOTES, name, "index.json"))

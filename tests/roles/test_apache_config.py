@@ -220,7 +220,7 @@ def test_a_module_with_another_directive_is_tested_although_what_loads_it_stays_
 
 
 def test_records_of_a_release_that_noted_less_are_understood(change, host):
-    """0.1.0 kept no originals, and did not say which file is a binary."""
+    """Earlier versions kept no originals, and did not say which file is a binary."""
     change(**release(host, "Yesterday"))
     shutil.rmtree(host / "backup/original")
     index = host / "backup/test/index.json"

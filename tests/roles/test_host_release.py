@@ -354,7 +354,7 @@ def test_what_a_later_release_is_the_first_to_change_becomes_what_it_was_before(
 
 
 def test_what_a_release_without_notes_has_enabled_is_not_taken_for_what_is_new(release, host):
-    """0.1.0 noted its last change only; without what it had enabled earlier, PHP would be sent as text."""
+    """They noted their last change only; without what it had enabled earlier, PHP would be sent as text."""
     fcgi = "etc/apache2/mods-enabled/proxy_fcgi.load"
     host.link(fcgi, "../mods-available/proxy_fcgi.load")
     host.write(f"{NOTES}/handoff_app/index.json", json.dumps([{"path": f"/{LOAD}", "kind": None}]))

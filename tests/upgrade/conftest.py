@@ -4,8 +4,7 @@ from __future__ import annotations
 
 import subprocess
 import sys
-from collections.abc import Callable, Iterator
-from contextlib import AbstractContextManager
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -18,14 +17,16 @@ from ledger import Ledger, streaming
 from operator_runs import PROJECT
 
 PASSWORD = "chain-test-password"
-Users = Callable[..., AbstractContextManager[Ledger]]
 
 
 @pytest.fixture(scope="session")
 def previous(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A checkout of the version that comes before this one, as tests/upgrade/previous names it."""
-    lines = (Path(__file__).with_name("previous")).read_text().splitlines()
-    (commit,) = [line for line in lines if line and not line.startswith("#")]
+    """A checkout of the version that comes before this one: the last tag, or what tests/upgrade/previous names."""
+    describe = ["git", "describe", "--tags", "--abbrev=0", "--match", "v[0-9]*", "HEAD^"]
+    commit = subprocess.run(describe, cwd=PROJECT, capture_output=True, text=True, check=False).stdout.strip()
+    if not commit:
+        lines = Path(__file__).with_name("previous").read_text().splitlines()
+        (commit,) = [line for line in lines if line and not line.startswith("#")]
     known = subprocess.run(["git", "cat-file", "-e", f"{commit}^{{commit}}"], cwd=PROJECT, check=False).returncode == 0
     assert known, f"this clone's history does not have {commit}, the version to upgrade from: git fetch --unshallow"
     checkout = tmp_path_factory.mktemp("previous")
@@ -56,6 +57,8 @@ def drained(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture
 def users(address: str, drained: Path) -> Iterator[Ledger]:
     """Users with answers of a quarter of a minute, from before a change until a test asks what they got."""
+    # A rollout that failed may have left it.
+    drained.unlink(missing_ok=True)
     options = ("--plain", "--users", "4", "--tokens", "150", "--pace", "10", "--unless", str(drained))
     with streaming(address, PASSWORD, *options) as ledger:
         yield ledger

@@ -9,11 +9,13 @@ from __future__ import annotations
 
 import json
 import subprocess
+import time
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 from conftest import PASSWORD
-from front_door import Session, assert_complete
+from front_door import Connection, Session, assert_complete
 from ledger import Ledger
 from operator_runs import changes, playbook
 from testinfra.host import Host
@@ -21,6 +23,8 @@ from testinfra.host import Host
 Run = subprocess.CompletedProcess[str]
 # Short, because nothing is to be found out here that takes its time to show.
 ROLLOUT = {"rollout_soak": 0, "rollout_watch": 2, "rollout_drain_wait": 0}
+# An answer that outlasts a change.
+MANY, PACE = 20_000, 10.0
 # What people have added to a host, in the places that Debian and systemd mean for it.
 BY_HAND = {
     "/etc/systemd/system/streaming-daemon.service.d/by-hand.conf": "[Service]\nEnvironment=BY_HAND=yes\n",
@@ -65,6 +69,23 @@ def assert_streams(session: Session) -> None:
     assert_complete(session.open_stream(tokens=20, pace=100.0).read_to_end(), 20)
 
 
+@pytest.fixture
+def answer(session: Session) -> Iterator[Connection]:
+    """An answer without an end, begun before the host changes: users' own may be over by the time that it does."""
+    connection = session.open_stream(tokens=MANY, pace=PACE)
+    connection.read_until(b"data: ")
+    yield connection
+    connection.close()
+
+
+def assert_goes_on(answer: Connection) -> None:
+    """Every event that is due by now has come; by one that has been cut, or stands still, this fails."""
+    due = int((time.monotonic() - answer.began) * PACE)
+    while answer.raw.count(b"data: ") < due:
+        assert answer.read_more(), (answer.end, due, bytes(answer.raw[-300:]))
+    assert due < MANY, "it has come to its end before the host was looked at"
+
+
 @pytest.fixture(scope="module")
 def session(address: str) -> Session:
     """Somebody who has logged in before anything changed."""
@@ -96,25 +117,27 @@ def by_command(drained: Path, log: Path) -> dict[str, object]:
 
 
 def test_a_rollout_brings_this_version_to_a_host_that_serves(
-    host: Host, name: str, users: Ledger, session: Session, drained: Path, tmp_path: Path
+    host: Host, name: str, users: Ledger, session: Session, answer: Connection, drained: Path, tmp_path: Path
 ) -> None:
     log = tmp_path / "log"
     succeeded(rollout(name, "this", **by_command(drained, log)))
     assert log.read_text().splitlines() == [f"drain {name}", f"undrain {name}"]
     assert version(host) == "this"
     assert users.lost() == []
+    assert_goes_on(answer)
     assert_kept(host, session)
     # Without a new login.
     assert_streams(session)
 
 
 def test_a_rollback_takes_it_back_to_what_served_before(
-    host: Host, name: str, users: Ledger, session: Session, drained: Path, tmp_path: Path
+    host: Host, name: str, users: Ledger, session: Session, answer: Connection, drained: Path, tmp_path: Path
 ) -> None:
     given = json.dumps(by_command(drained, tmp_path / "log"))
     succeeded(playbook(name, "-e", given, play="playbooks/rollback.yml"))
     assert version(host) == "previous"
     assert users.lost() == []
+    assert_goes_on(answer)
     assert_kept(host, session)
     assert_streams(session)
 
@@ -128,11 +151,12 @@ def test_the_previous_versions_own_playbook_finds_nothing_to_mend(name: str, pre
 
 
 def test_site_yml_brings_this_version_to_a_host_that_serves(
-    host: Host, name: str, users: Ledger, session: Session
+    host: Host, name: str, users: Ledger, session: Session, answer: Connection
 ) -> None:
     succeeded(playbook(name))
     assert version(host) == "this"
     assert_nothing_was_cut(users)
+    assert_goes_on(answer)
     assert_kept(host, session)
     assert_streams(session)
 
@@ -149,7 +173,7 @@ def test_the_previous_versions_own_playbook_is_refused_before_anything_of_this_o
 
 
 def test_a_rollback_by_name_takes_it_down_again(
-    host: Host, name: str, users: Ledger, session: Session, tmp_path: Path
+    host: Host, name: str, users: Ledger, session: Session, answer: Connection, tmp_path: Path
 ) -> None:
     """site.yml leaves no record, so the name says where to go: status.yml lists what is kept."""
     census = tmp_path / "census.json"
@@ -159,5 +183,6 @@ def test_a_rollback_by_name_takes_it_down_again(
     succeeded(playbook(name, "-e", f"rollback_release={kept}", play="playbooks/rollback.yml"))
     assert version(host) == "previous"
     assert_nothing_was_cut(users)
+    assert_goes_on(answer)
     assert_kept(host, session)
     assert_streams(session)
