@@ -17,6 +17,7 @@ reloaded everywhere; the module and the application stay as they are, nothing is
 from __future__ import annotations
 
 import hashlib
+import importlib.util
 import json
 import os
 import re
@@ -47,6 +48,9 @@ IMAGES = "localhost/socket-handoff-bench"
 DEFAULT_FORKS = 5
 """Ansible's own, of a command without --forks."""
 
+RAMP, AT_ONCE = "1, 10%, 50%, 100%", "25%"
+"""The defaults of playbooks/rollout.yml."""
+
 PATIENCE = 3600
 """Seconds for a playbook to end."""
 
@@ -74,11 +78,12 @@ class Settings:
     sizes: tuple[int, ...]  # hosts, growing; with one host nobody waits for anybody
     options: int  # hosts at which forks, pipelining and facts are varied
     forks: tuple[int, ...]  # beside Ansible's own number
-    single: tuple[int, ...]  # hosts at which a rollout is made in a single step as well
+    few: tuple[int, ...]  # hosts at which a rollout is made in as few steps as it allows as well, from 3 on
 
 
-QUICK = Settings((1, 2), 2, (1,), (2,))
-FULL = Settings((1, 2, 8, 24), 8, (1, 25), (2, 8))
+# Hosts and steps are told apart where hosts go in few steps as well: one or two hosts can go in one way only.
+QUICK = Settings((1, 2, 3), 2, (1,), (3,))
+FULL = Settings((1, 2, 8, 24), 8, (1, 25), (8,))
 
 
 def command(argv: list[str], **environment: str) -> str:
@@ -89,6 +94,18 @@ def command(argv: list[str], **environment: str) -> str:
     if done.returncode != 0:
         raise BenchmarkError(f"{' '.join(argv)} failed: {(done.stderr + done.stdout)[-2000:]}")
     return done.stdout.strip()
+
+
+def rollout_steps() -> Callable[[str, int, str], list[int]]:
+    """The collection's own filter: ramp, hosts and how many at once -> the hosts of each step of a rollout."""
+    path = ROOT / "plugins/filter/rollout_steps.py"
+    spec = importlib.util.spec_from_file_location("rollout_steps", path)
+    if spec is None or spec.loader is None:
+        raise BenchmarkError(f"{path} cannot be loaded")
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    steps: Callable[[str, int, str], list[int]] = module.rollout_steps
+    return steps
 
 
 # --- whose work it is ---------------------------------------------------------------------------
@@ -257,7 +274,7 @@ class Fleet:
         for name, release in zip(names, missing, strict=True):
             self.up(name, release)
         self.playbook("template", "site.yml", names, changes=True)
-        self.roll_out(names, "100%")
+        self.roll_out(names, RAMP, AT_ONCE)
         tidy = "rm -rf /etc/ssh/ssh_host_* /var/log/journal/* && : >/etc/machine-id"
         for name, release in zip(names, missing, strict=True):
             command(["podman", "exec", f"socket-handoff-{name}", "sh", "-c", tidy])
@@ -345,11 +362,10 @@ class Fleet:
         changed = {name: counts["changed"] for name, counts in found.items() if counts["changed"]}
         if changed and not changes:
             raise BenchmarkError(f"{play} should have changed nothing and changed {changed}, see {log}")
-        steps = re.search(r"hosts in steps of ([\d, ]+);", " ".join(text.split()))
         return {
             "kind": kind,
             "hosts": len(names),
-            "steps": len(steps[1].split(",")) if steps else 1,
+            "steps": steps(text),
             "turns": turns(text),
             "forks": forks,
             "pipelining": pipelining,
@@ -361,14 +377,21 @@ class Fleet:
             "hosts_cpu_s": hosts,
         }
 
-    def roll_out(self, names: list[str], ramp: str, again: bool = False) -> Run:
-        """To the present release, or once more. Raises BenchmarkError also where too few had a turn, or too many."""
+    def roll_out(self, names: list[str], ramp: str, at_once: str, again: bool = False) -> Run:
+        """To the present release, or once more.
+
+        Raises BenchmarkError also where too few had a turn, or too many, or in other steps than these.
+        """
         kind = "again" if again else "rollout"
         given = {**NO_WAITS, "rollout_release": f"{os.getpid()}-{self.turn}", "rollout_ramp": ramp}
+        given["rollout_at_once"] = at_once
         # Once more changes nothing that serves, but takes and gives back the lock.
         run = self.playbook(kind, "playbooks/rollout.yml", names, "-e", json.dumps(given), changes=True)
         if run["turns"] != (0 if again else len(names)):
             raise BenchmarkError(f"{kind}: {run['turns']} of {len(names)} hosts had a turn")
+        planned = len(rollout_steps()(ramp, len(names), at_once))
+        if run["steps"] != planned:
+            raise BenchmarkError(f"{kind}: {len(names)} hosts went in {run['steps']} steps, where {planned} were meant")
         return run
 
 
@@ -399,6 +422,12 @@ def recap(text: str) -> dict[str, dict[str, int]]:
         line[0]: {key: int(value) for key, value in re.findall(r"(\w+)=(\d+)", line[1])}
         for line in re.findall(r"^(\S.*?) +: (ok=.*)$", last, re.MULTILINE)
     }
+
+
+def steps(text: str) -> int:
+    """Of a rollout, by what it says before the first; 1 of any other playbook."""
+    said = re.search(r"hosts in steps of ([\d, ]+);", " ".join(text.split()))
+    return len(said[1].split(",")) if said else 1
 
 
 def turns(text: str) -> int:
@@ -491,11 +520,15 @@ def unchanged(fleet: Fleet, names: list[str], settings: Settings) -> Iterator[Ru
 
 
 def rolled_out(fleet: Fleet, names: list[str], settings: Settings) -> Iterator[Run]:
-    """A new release in the default ramp, and once more; where settings say so, another one in a single step."""
-    for ramp in ("1, 10%, 50%, 100%", "100%")[: 2 if len(names) in settings.single else 1]:
+    """A new release in the default steps, and once more; where settings say so, another one in as few as can be."""
+    ways = [(RAMP, AT_ONCE)]
+    if len(names) in settings.few:
+        # All of them together are refused: somebody has to serve.
+        ways.append(("100%", str(len(names) - 1)))
+    for ramp, at_once in ways:
         fleet.next_release()
-        yield fleet.roll_out(names, ramp)
-        yield fleet.roll_out(names, ramp, again=True)
+        yield fleet.roll_out(names, ramp, at_once)
+        yield fleet.roll_out(names, ramp, at_once, again=True)
 
 
 def idle_cores(groups: list[Path]) -> float:

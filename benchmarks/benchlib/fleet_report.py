@@ -12,21 +12,19 @@ for each group of so many hosts as there are forks.
 
 from __future__ import annotations
 
-import importlib.util
 import math
 import re
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
 from benchlib.figures import figure, rounds
+from benchlib.fleet import AT_ONCE, DEFAULT_FORKS, RAMP, Run, rollout_steps
 from benchlib.report import spread, table
 from benchlib.tools import BENCHMARKS, ROOT, BenchmarkError
 
 Document = dict[str, Any]
-Run = dict[str, Any]
 
-RAMP = "1, 10%, 50%, 100%"
 SOAK, WATCH, DRAIN_WAIT = 60, 10, 5
 """Seconds; the defaults of playbooks/rollout.yml, which the measured rollouts do not wait for."""
 
@@ -41,7 +39,6 @@ KINDS = {
     "again": "the same rollout once more",
 }
 FITTED = ("controller_cpu_s", "main_cpu_s", "hosts_cpu_s", "wall_s", "controller_pss")
-DEFAULT_FORKS = 5
 
 
 # --- the fit ------------------------------------------------------------------------------------
@@ -155,18 +152,6 @@ def fits(runs: Sequence[Run]) -> dict[str, dict[str, Fit]]:
     return found
 
 
-def rollout_steps() -> Callable[[str, int], list[int]]:
-    """The collection's own filter, so that what is predicted has the steps that a rollout would have."""
-    path = ROOT / "plugins/filter/rollout_steps.py"
-    spec = importlib.util.spec_from_file_location("rollout_steps", path)
-    if spec is None or spec.loader is None:
-        raise BenchmarkError(f"{path} cannot be loaded")
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    steps: Callable[[str, int], list[int]] = module.rollout_steps
-    return steps
-
-
 @dataclass(frozen=True, slots=True)
 class Path:
     """Seconds that one host alone takes: outside the steps, and in its step. What more forks cannot shorten."""
@@ -231,9 +216,9 @@ class Prediction:
 
 
 def predict(runs: Sequence[Run], kind: str, hosts: int, forks: int) -> Prediction:
-    """A fleet of real machines, in the default ramp, with a controller of CORES cores."""
+    """A fleet of real machines, in the default steps, with a controller of CORES cores."""
     growth = fits(runs)[kind]
-    steps = rollout_steps()(RAMP, hosts) if kind != "no_change" else [hosts]
+    steps = rollout_steps()(RAMP, hosts, AT_ONCE) if kind != "no_change" else [hosts]
     many = len(steps) if kind != "no_change" else 1
     cpu, main, memory = (growth[what].at(hosts, many) for what in ("controller_cpu_s", "main_cpu_s", "controller_pss"))
     memory += min(forks, hosts) * memory_per_fork(runs)

@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import re
 import sys
@@ -33,9 +34,9 @@ def run(kind: str, hosts: int, steps: int = 1, **given: Any) -> dict[str, Any]:
 
 def straight() -> list[dict[str, Any]]:
     """All sizes of a full run."""
-    ramps = {1: (1,), 2: (2, 1), 8: (3, 1), 24: (4,)}
-    found = [run("no_change", hosts) for hosts in ramps]
-    return found + [run(kind, n, steps) for kind in ("rollout", "again") for n in ramps for steps in ramps[n]]
+    seen = {1: (1,), 2: (2,), 8: (5, 2), 24: (6,)}
+    found = [run("no_change", hosts) for hosts in seen]
+    return found + [run(kind, n, steps) for kind in ("rollout", "again") for n in seen for steps in seen[n]]
 
 
 def varied() -> list[dict[str, Any]]:
@@ -113,14 +114,16 @@ def test_hosts_in_turn_are_groups_of_forks_in_every_step() -> None:
 
 def test_a_prediction_is_the_largest_bound_and_the_waits_of_a_rollout() -> None:
     few = fleet_report.predict(straight(), "rollout", 100, forks=5)
-    # 1, 9, 40, 50: turns of 1 + 2 + 8 + 10 groups.
-    assert (few.steps, few.path) == (4, 10 * 20 + 10 * 21)
-    assert few.waits == 4 * 60 + 21 * 15
+    # 1, 9, 25, 15, 25, 25: turns of 1 + 2 + 5 + 3 + 5 + 5 groups.
+    assert (few.steps, few.path) == (6, 10 * 20 + 10 * 21)
+    assert few.waits == 6 * 60 + 21 * 15
     assert (few.bound, few.wall) == ("hosts in turn", few.path + few.waits)
-    many = fleet_report.predict(straight(), "no_change", 1000, forks=500)
-    assert many.bound == "the controller's main process" or many.bound == "the controller's cores"
-    assert many.wall == pytest.approx(max(many.main, many.controller_cpu / fleet_report.CORES)) and many.waits == 0
-    assert many.controller_cpu == pytest.approx(4002)
+    busy = [{**each, "main_cpu_s": each["controller_cpu_s"] / 2} for each in straight()]
+    many = fleet_report.predict(busy, "no_change", 1000, forks=500)
+    assert (many.bound, many.wall, many.waits) == ("the controller's main process", pytest.approx(4002 / 2), 0)
+    spread = [{**each, "main_cpu_s": each["controller_cpu_s"] / 8} for each in straight()]
+    many = fleet_report.predict(spread, "no_change", 1000, forks=500)
+    assert (many.bound, many.wall) == ("the controller's cores", pytest.approx(4002 / fleet_report.CORES))
 
 
 def test_memory_grows_with_the_hosts_that_are_worked_on_at_once() -> None:
@@ -138,18 +141,18 @@ def test_memory_grows_with_the_hosts_that_are_worked_on_at_once() -> None:
     assert (few.memory, many.memory) == pytest.approx((250e6, 450e6))
 
 
-def test_the_waits_are_those_of_the_rollouts_defaults() -> None:
+def test_the_waits_and_the_steps_are_those_of_the_rollouts_defaults() -> None:
     meta = yaml.safe_load((ROOT / "playbooks/rollout.meta.yml").read_text())
     options = meta["argument_specs"]["rollout"]["options"]
     told = [options[f"rollout_{name}"]["default"] for name in ("soak", "watch", "drain_wait")]
     assert told == [fleet_report.SOAK, fleet_report.WATCH, fleet_report.DRAIN_WAIT]
-    assert options["rollout_ramp"]["default"] == fleet_report.RAMP
+    assert (options["rollout_ramp"]["default"], options["rollout_at_once"]["default"]) == (fleet.RAMP, fleet.AT_ONCE)
 
 
 def test_the_report_says_how_good_the_fit_is_and_how_far_it_reaches() -> None:
     text = fleet_report.report(fleet_report.merge([document(straight())]))
     assert "| `site.yml`, no change | 24 | - | 250 | 98.0 |" in text
-    assert "| rollout of a new release | 8 | 3 |" in text
+    assert "| rollout of a new release | 8 | 5 |" in text
     assert re.search(r"\| rollout of a new release: controller's CPU, s \| 2.0 \| 3.0 \| 4.00 \| 0% \| 1.00 \|", text)
     assert "1,000 hosts are 42 times the largest fleet" in text
 
@@ -251,6 +254,40 @@ def test_a_fleet_alone_is_published_without_the_other_scenarios(
     merged |= {"machine": dict.fromkeys(words, "x"), "loads": [0.1], "took": 60.0, "quick": False}
     suite.write({"fleet": merged}, tmp_path)
     assert set(publish.render("x")) == {fleet_report.OPERATIONS}
+
+
+class Rollouts(fleet.Fleet):
+    """Says of every rollout what the playbook would, and does none of it."""
+
+    def playbook(self, kind: str, play: str, names: list[str], *arguments: str, **options: Any) -> dict[str, Any]:
+        given = json.loads(arguments[-1])
+        planned = fleet.rollout_steps()(given["rollout_ramp"], len(names), given["rollout_at_once"])
+        assert len(names) < 2 or max(planned) < len(names), "all web hosts together are refused"
+        said = f"msg: >-\n  Release x to many hosts in steps\n  of {', '.join(map(str, planned))}; each is drained"
+        return run(kind, len(names), self.told or fleet.steps(said), turns=len(names) if kind == "rollout" else 0)
+
+    told = 0
+
+    def next_release(self) -> None:
+        self.turn += 1
+
+
+@pytest.mark.parametrize("settings", [fleet.QUICK, fleet.FULL], ids=["quick", "full"])
+def test_every_round_has_the_rollouts_from_which_hosts_and_steps_are_told_apart(
+    settings: fleet.Settings, tmp_path: Path
+) -> None:
+    bench, found = Rollouts(tmp_path, print), [run("no_change", hosts) for hosts in settings.sizes]
+    for size in settings.sizes:
+        found += fleet.rolled_out(bench, [f"bench-{place}" for place in range(size)], settings)
+    growth = fleet_report.fits(found)["rollout"]["controller_cpu_s"]
+    assert (growth.fixed, growth.step, growth.host) == pytest.approx((2.0, 3.0, 4.0))
+
+
+def test_a_rollout_in_other_steps_than_were_meant_is_no_figure(tmp_path: Path) -> None:
+    bench = Rollouts(tmp_path, print)
+    bench.told = 1
+    with pytest.raises(BenchmarkError, match="8 hosts went in 1 steps, where 5 were meant"):
+        bench.roll_out([f"bench-{place}" for place in range(8)], fleet.RAMP, fleet.AT_ONCE)
 
 
 def test_every_rollout_brings_what_no_host_has(tmp_path: Path) -> None:
