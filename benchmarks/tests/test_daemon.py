@@ -5,14 +5,11 @@ from __future__ import annotations
 
 import json
 import subprocess
-import sys
 from pathlib import Path
 
-BENCHMARKS = Path(__file__).resolve().parents[1]
-# E402: benchlib is no installed package, it lies beside the commands.
-sys.path.insert(0, str(BENCHMARKS))
+from benchlib.daemon import AIMS, QUICK, SHOWN, envelope
 
-from benchlib.daemon import AIMS, QUICK, SHOWN, envelope  # noqa: E402
+BENCHMARKS = Path(__file__).resolve().parents[1]
 
 
 def test_an_unknown_scenario_or_contender_is_named_with_what_there_is() -> None:

@@ -6,20 +6,14 @@ from __future__ import annotations
 import json
 import os
 import re
-import sys
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
 import yaml
-
-BENCHMARKS = Path(__file__).resolve().parents[1]
-# E402: benchlib is no installed package, it lies beside the commands.
-sys.path.insert(0, str(BENCHMARKS))
-
-from benchlib import fleet, fleet_report, parts, publish, suite  # noqa: E402
-from benchlib.tools import ROOT, BenchmarkError  # noqa: E402
+from benchlib import fleet, fleet_report, parts, publish, suite
+from benchlib.tools import ROOT, BenchmarkError
 
 
 def run(kind: str, hosts: int, steps: int = 1, **given: Any) -> dict[str, Any]:

@@ -7,21 +7,17 @@ import json
 import os
 import socket
 import subprocess
-import sys
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
 import pytest
+from benchlib.figures import figure, ratio
+from benchlib.module import CONTENDERS, INSTRUCTION_ROWS, MPMS, QUICK, Bench
+from benchlib.tools import BenchmarkError, Generator, answer_body, build
 
 BENCHMARKS = Path(__file__).resolve().parents[1]
-# E402: benchlib is no installed package, it lies beside the commands.
-sys.path.insert(0, str(BENCHMARKS))
-
-from benchlib.figures import figure, ratio  # noqa: E402
-from benchlib.module import CONTENDERS, INSTRUCTION_ROWS, MPMS, QUICK, Bench  # noqa: E402
-from benchlib.tools import BenchmarkError, Generator, answer_body, build  # noqa: E402
 
 
 def test_a_figure_is_the_median_with_the_quartiles_as_its_spread() -> None:

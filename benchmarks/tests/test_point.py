@@ -16,13 +16,10 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 
 import pytest
+from benchlib import cpu, door, point, tools
+from benchlib.tools import BUILD, BenchmarkError, Talker
 
 BENCHMARKS = Path(__file__).resolve().parents[1]
-# E402: benchlib is no installed package, it lies beside the commands.
-sys.path.insert(0, str(BENCHMARKS))
-
-from benchlib import cpu, door, point, tools  # noqa: E402
-from benchlib.tools import BUILD, BenchmarkError, Talker  # noqa: E402
 
 HEAD = b"HTTP/1.1 200 OK\r\nContent-Type: text/event-stream\r\n\r\n"
 EVENT = b'data: {"content":" x"}\n\n'

@@ -7,7 +7,6 @@ import os
 import re
 import socket
 import subprocess
-import sys
 import time
 import xml.etree.ElementTree as ET
 from collections.abc import Callable
@@ -17,12 +16,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-
-BENCHMARKS = Path(__file__).resolve().parents[1]
-# E402: benchlib is no installed package, it lies beside the commands.
-sys.path.insert(0, str(BENCHMARKS))
-
-from benchlib import (  # noqa: E402
+from benchlib import (
     beyond,
     door,
     loadgen,
@@ -38,7 +32,9 @@ from benchlib import (  # noqa: E402
     summary,
     tools,
 )
-from benchlib.tools import BenchmarkError  # noqa: E402
+from benchlib.tools import BenchmarkError
+
+BENCHMARKS = Path(__file__).resolve().parents[1]
 
 
 def look(level: int, live: int, answered: float, p99: float, pss: float = 50e6) -> dict[str, float]:
