@@ -34,7 +34,7 @@ from typing import Any
 
 from benchlib.beyond import available, number
 from benchlib.point import pss
-from benchlib.tools import CACHE, ROOT, BenchmarkError
+from benchlib.tools import CACHE, ROOT, BenchmarkError, checked, kill_all
 
 INSTANCES_PER_HOST = 14
 """inotify instances of a host: systemd has 5, the manager of the user that is logged in 3, journald, logind, dbus."""
@@ -84,16 +84,6 @@ class Settings:
 # Hosts and steps are told apart where hosts go in few steps as well: one or two hosts can go in one way only.
 QUICK = Settings((1, 2, 3), 2, (1,), (3,))
 FULL = Settings((1, 2, 8, 24), 8, (1, 25), (8,))
-
-
-def command(argv: list[str], **environment: str) -> str:
-    """What a command of the project says; raises BenchmarkError where it fails."""
-    done = subprocess.run(
-        argv, cwd=ROOT, env={**os.environ, **environment}, capture_output=True, text=True, check=False
-    )
-    if done.returncode != 0:
-        raise BenchmarkError(f"{' '.join(argv)} failed: {(done.stderr + done.stdout)[-2000:]}")
-    return done.stdout.strip()
 
 
 def rollout_steps() -> Callable[[str, int, str], list[int]]:
@@ -157,11 +147,8 @@ def controller_group() -> Iterator[Path]:
     try:
         yield group
     finally:
-        with suppress(OSError):
-            (group / "cgroup.kill").write_text("1")
-        deadline = time.monotonic() + 20
-        while members(group) and time.monotonic() < deadline:
-            time.sleep(0.05)  # the interval of a bounded poll
+        while left := members(group):
+            kill_all(left)
         group.rmdir()
 
 
@@ -199,7 +186,7 @@ def most_hosts() -> tuple[int, str]:
 def sources_digest() -> str:
     """Of everything that decides what a converged host is."""
     seen = hashlib.sha256()
-    listed = command(["git", "ls-files", "-z", "roles", "plugins", "playbooks", "daemon-src", "module-src", "templates",
+    listed = checked(["git", "ls-files", "-z", "roles", "plugins", "playbooks", "daemon-src", "module-src", "templates",
                       "site.yml", "script/host", "script/image"])  # fmt: skip
     for name in sorted(filter(None, listed.split("\0"))):
         path = ROOT / name
@@ -233,7 +220,7 @@ class Fleet:
 
     def copy_checkout(self) -> None:
         """What is deployed stays the same, whoever edits the checkout meanwhile."""
-        listed = command(["git", "ls-files", "--cached", "--others", "--exclude-standard", "-z"])
+        listed = checked(["git", "ls-files", "--cached", "--others", "--exclude-standard", "-z"])
         for name in filter(None, listed.split("\0")):
             if os.path.lexists(ROOT / name):
                 (self.checkout / name).parent.mkdir(parents=True, exist_ok=True)
@@ -249,13 +236,13 @@ class Fleet:
     def up(self, name: str, release: int, image: str = "") -> None:
         # Before it is there: what is interrupted on the way has to be taken down as well.
         self.hosts.append(name)
-        command(["script/host", "up", name, str(release)], TEST_HOST_IMAGE=image)
-        told = command(["podman", "inspect", "--format", "{{.Id}} {{.State.Pid}}", f"socket-handoff-{name}"]).split()
+        checked(["script/host", "up", name, str(release)], TEST_HOST_IMAGE=image)
+        told = checked(["podman", "inspect", "--format", "{{.Id}} {{.State.Pid}}", f"socket-handoff-{name}"]).split()
         group = container_group(told[0], Path(f"/proc/{told[1]}/cgroup").read_text())
         self.groups[name] = unified() / group
 
     def down(self, name: str) -> None:
-        command(["script/host", "down", name])
+        checked(["script/host", "down", name])
         self.hosts.remove(name)
         self.groups.pop(name, None)
 
@@ -277,15 +264,15 @@ class Fleet:
         self.roll_out(names, RAMP, AT_ONCE)
         tidy = "rm -rf /etc/ssh/ssh_host_* /var/log/journal/* && : >/etc/machine-id"
         for name, release in zip(names, missing, strict=True):
-            command(["podman", "exec", f"socket-handoff-{name}", "sh", "-c", tidy])
-            command(["podman", "commit", "--quiet", f"socket-handoff-{name}", self.image(release)])
+            checked(["podman", "exec", f"socket-handoff-{name}", "sh", "-c", tidy])
+            checked(["podman", "commit", "--quiet", f"socket-handoff-{name}", self.image(release)])
             self.down(name)
 
     def forget_images(self) -> None:
         """Those of other sources: gigabytes that nobody starts from any more."""
-        kept = command(["podman", "images", "--format", "{{.Repository}}:{{.Tag}}", IMAGES]).split()
+        kept = checked(["podman", "images", "--format", "{{.Repository}}:{{.Tag}}", IMAGES]).split()
         for image in set(kept) - {self.image(release) for release in (12, 13)}:
-            command(["podman", "rmi", image])
+            checked(["podman", "rmi", image])
 
     @staticmethod
     def _there(image: str) -> bool:
@@ -319,6 +306,8 @@ class Fleet:
     ) -> Run:
         """Runs a playbook and says what it took; raises BenchmarkError where it failed, or changed what it must not."""
         argv = [str(ROOT / "script/enter"), "ansible-playbook", "-i", str(self.inventory(names)), play, *arguments]
+        # It moves itself, so that nothing of it runs anywhere else, and stays the process that was started.
+        moved = ["sh", "-c", 'echo $$ >"$0" && exec "$@"']
         environment = {key: value for key, value in os.environ.items() if not key.startswith("ANSIBLE_")}
         control = Path(tempfile.mkdtemp(prefix="ssh-", dir=self.work))
         environment |= {
@@ -337,13 +326,12 @@ class Fleet:
             before = sum(map(cpu_seconds, groups))
             began = time.monotonic()
             process = subprocess.Popen(
-                argv,
+                [*moved, str(group / "cgroup.procs"), *argv],
                 cwd=self.checkout,
                 env=environment,
                 stdin=subprocess.DEVNULL,
                 stdout=out,
                 stderr=subprocess.STDOUT,
-                preexec_fn=lambda: (group / "cgroup.procs").write_text(str(os.getpid())) and None,
             )
             try:
                 memory = watch(process.pid, group)

@@ -8,7 +8,6 @@ it, sees the functions of the daemon, which for perf are all the interpreter's l
 from __future__ import annotations
 
 import shutil
-import subprocess
 import tempfile
 from collections import Counter
 from collections.abc import Callable
@@ -19,7 +18,7 @@ from pathlib import Path
 
 from benchlib import door, plot, point
 from benchlib.cpu import children, tree
-from benchlib.tools import BUILD, BenchmarkError, Talker
+from benchlib.tools import BUILD, BenchmarkError, Talker, checked
 
 STREAMS = 200
 PACE = 20.0
@@ -96,13 +95,6 @@ def _daemon_worker(place: door.Door) -> int:
     raise BenchmarkError("no daemon among the contender's processes")
 
 
-def _run(command: list[str]) -> str:
-    done = subprocess.run(command, capture_output=True, text=True, check=False)
-    if done.returncode != 0:
-        raise BenchmarkError(f"{' '.join(command)} failed: {done.stderr.strip()[-500:]}")
-    return done.stdout
-
-
 def _perf(roots: list[int], scratch: Path) -> Stacks:
     """By the clock: virtual machines often have no counters of cycles."""
     data = str(scratch / "perf.data")
@@ -111,12 +103,12 @@ def _perf(roots: list[int], scratch: Path) -> Stacks:
         which = ",".join(str(pid) for pid in tree(roots))
         command = ["perf", "record", "-q", "-F", "499", "-e", "cpu-clock", "-g", "-p", which, "-o", data]
         try:
-            _run([*command, "sleep", str(SECONDS)])
+            checked([*command, "sleep", str(SECONDS)])
             break
         except BenchmarkError:
             if attempt == 2:
                 raise
-    text = _run(["perf", "script", "-i", data, "-F", "comm,ip,sym", "--no-demangle"])
+    text = checked(["perf", "script", "-i", data, "-F", "comm,ip,sym", "--no-demangle"])
     return folded(text)
 
 
@@ -132,7 +124,7 @@ def folded(script: str) -> Stacks:
 
 def _py_spy(pid: int, scratch: Path) -> Stacks:
     raw = scratch / "py-spy.txt"
-    _run(["py-spy", "record", "-q", "-d", str(SECONDS), "-r", "200", "-f", "raw", "-o", str(raw), "-p", str(pid)])
+    checked(["py-spy", "record", "-q", "-d", str(SECONDS), "-r", "200", "-f", "raw", "-o", str(raw), "-p", str(pid)])
     stacks: Stacks = Counter()
     for line in raw.read_text().splitlines():
         frames, _, count = line.rpartition(" ")

@@ -39,9 +39,7 @@ def build(*goals: str, module: bool = True) -> None:
     if module:
         commands.append(["make", "-s", "-C", str(MODULE.parents[1])])
     for command in commands:
-        done = subprocess.run(command, capture_output=True, text=True, check=False)
-        if done.returncode != 0:
-            raise BenchmarkError(f"{' '.join(command)} failed:\n{done.stdout}{done.stderr}")
+        checked(command)
 
 
 def answer_body() -> bytes:
@@ -180,6 +178,16 @@ class Receiver:
         self._process.wait(10)
         if self._process.stdout is not None:
             self._process.stdout.close()
+
+
+def checked(command: list[str], **environment: str) -> str:
+    """What a command says, run in the checkout. Raises BenchmarkError with its own words where it fails."""
+    done = subprocess.run(
+        command, cwd=ROOT, env={**os.environ, **environment}, capture_output=True, text=True, check=False
+    )
+    if done.returncode != 0:
+        raise BenchmarkError(f"{' '.join(command)} failed:\n{(done.stdout + done.stderr)[-2000:].strip()}")
+    return done.stdout
 
 
 def output(command: list[str]) -> str:

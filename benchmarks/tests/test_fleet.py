@@ -12,7 +12,7 @@ from typing import Any
 
 import pytest
 import yaml
-from benchlib import fleet, fleet_report, parts, publish, suite
+from benchlib import fleet, fleet_report, parts, publish, suite, tools
 from benchlib.tools import ROOT, BenchmarkError
 
 
@@ -312,5 +312,5 @@ def test_a_run_that_fails_is_named_and_those_before_it_are_kept(tmp_path: Path) 
 
 
 def test_a_command_that_fails_is_named_with_what_it_said() -> None:
-    with pytest.raises(BenchmarkError, match="no-such-file"):
-        fleet.command(["ls", "/no-such-file"])
+    with pytest.raises(BenchmarkError, match=r"ls /no-such-file failed:\n.*No such file"):
+        tools.checked(["ls", "/no-such-file"], LC_ALL="C")
