@@ -20,7 +20,7 @@ from typing import Any
 
 from benchlib.figures import figure, rounds
 from benchlib.fleet import AT_ONCE, DEFAULT_FORKS, RAMP, Run, rollout_steps
-from benchlib.report import spread, table
+from benchlib.report import filled, spread, table
 from benchlib.tools import BENCHMARKS, ROOT, BenchmarkError
 
 Document = dict[str, Any]
@@ -425,7 +425,6 @@ def facts(document: Document) -> dict[str, str]:
         "fleet_measured": measured_table(runs).strip(),
         "fleet_options": options_table(runs).strip(),
         "fleet_facts": facts_table(runs).strip(),
-        "fleet_cores": str(CORES),
         "fleet_honest": honest(runs).strip(),
         **{name: text.strip() for name, text in tables.items()},
     }
@@ -439,7 +438,6 @@ def facts(document: Document) -> dict[str, str]:
             f"fleet_{kind}_step_cpu": f"{cpu.step:.1f}",
             f"fleet_{kind}_worst": f"{cpu.worst:.0%}",
             f"fleet_{kind}_ahead": f"{cpu.ahead:.2f}" if cpu.ahead else "no figure",
-            f"fleet_{kind}_host_mb": f"{by['controller_pss'].host / 1e6:.1f}",
         }
     return found
 
@@ -488,13 +486,9 @@ def section(name: str, document: Document, about: str) -> str:
     Raises BenchmarkError where a name has no figure, or the page has no place for it.
     """
     found = {**facts(document), "run": name, "about": about}
-    text = TEMPLATE.read_text()
-    unknown = sorted(set(re.findall(r"\{(\w+)\}", text)) - set(found))
-    if unknown:
-        raise BenchmarkError(f"{TEMPLATE.name}: the run '{name}' has no figure for {', '.join(unknown)}")
+    written = filled(TEMPLATE, found, name)
     page = OPERATIONS.read_text()
     begin, end = re.search(MARK.format(name=r"[\w-]+"), page), page.find(END)
     if begin is None or end < begin.end():
         raise BenchmarkError(f"{OPERATIONS.name} has no place between '{MARK}' and '{END}'")
-    written = re.sub(r"\{(\w+)\}", lambda match: found[match[1]], text)
     return f"{page[: begin.start()]}{MARK.format(name=name)}\n{written}{page[end:]}"

@@ -9,12 +9,11 @@ from __future__ import annotations
 
 import json
 import math
-import re
 from pathlib import Path
 from statistics import median
 
 from benchlib import fleet_report, parts, summary
-from benchlib.report import aims_table, table
+from benchlib.report import aims_table, filled, table
 from benchlib.tools import BENCHMARKS, ROOT, BenchmarkError
 
 TEMPLATE = BENCHMARKS / "performance.md.in"
@@ -117,11 +116,7 @@ def render(name: str) -> dict[Path, str]:
         if not any((fleet.parent / f"{part.key}.json").exists() for part in parts.PARTS if not part.by_name):
             return of_fleet
     found = facts(name)
-    text = TEMPLATE.read_text()
-    unknown = sorted(set(re.findall(r"\{(\w+)\}", text)) - set(found))
-    if unknown:
-        raise BenchmarkError(f"{TEMPLATE.name}: the run '{name}' has no figure for {', '.join(unknown)}")
-    files = {**of_fleet, DOCS / "performance.md": re.sub(r"\{(\w+)\}", lambda match: found[match[1]], text)}
+    files = {**of_fleet, DOCS / "performance.md": filled(TEMPLATE, found, name)}
     for chart, source in CHARTS.items():
         path = parts.results_directory(name) / source.format(**found)
         if not path.exists():

@@ -3,10 +3,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+import re
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
+from pathlib import Path
 
 from benchlib.figures import Figure
+from benchlib.tools import BenchmarkError
 
 
 def spread(value: Figure, digits: int = 0) -> str:
@@ -45,6 +48,15 @@ def aims_table(aims: Iterable[Aim], digits: Callable[[Aim], int], first: str = "
     """What is promised and what was measured; ``digits`` says how many there are behind a value's point."""
     rows = [aim.row(digits(aim)) for aim in aims]
     return "\n".join([f"| {first} | limit | measured | |", "|---|---:|---:|---|", *map(_line, rows)]) + "\n"
+
+
+def filled(template: Path, found: Mapping[str, str], name: str) -> str:
+    """The template's text with a run's figures for its {names}. Raises BenchmarkError for names that have none."""
+    text = template.read_text()
+    unknown = sorted(set(re.findall(r"\{(\w+)\}", text)) - set(found))
+    if unknown:
+        raise BenchmarkError(f"{template.name}: the run '{name}' has no figure for {', '.join(unknown)}")
+    return re.sub(r"\{(\w+)\}", lambda match: found[match[1]], text)
 
 
 def _line(cells: list[str]) -> str:
