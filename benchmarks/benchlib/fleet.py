@@ -61,6 +61,10 @@ VARIABLES = {
     "handoff_app_server_name": "chat.example.com",
 }
 
+SOURCES = ("roles", "plugins", "playbooks", "daemon-src", "module-src", "templates", "site.yml", "script/host",
+           "script/image")  # fmt: skip
+"""Of everything that decides what a converged host is; VARIABLES are the rest."""
+
 NO_WAITS = {
     "rollout_soak": 0,
     "rollout_watch": 0,
@@ -183,17 +187,10 @@ def most_hosts() -> tuple[int, str]:
     return bounds[short], short
 
 
-def sources_digest() -> str:
-    """Of everything that decides what a converged host is."""
-    seen = hashlib.sha256()
-    listed = checked(["git", "ls-files", "-z", "roles", "plugins", "playbooks", "daemon-src", "module-src", "templates",
-                      "site.yml", "script/host", "script/image"])  # fmt: skip
-    for name in sorted(filter(None, listed.split("\0"))):
-        path = ROOT / name
-        if path.is_file():
-            seen.update(f"{name}\0".encode() + path.read_bytes())
-    seen.update(json.dumps(VARIABLES, sort_keys=True).encode())
-    return seen.hexdigest()[:12]
+def listed(*rooms: str) -> list[str]:
+    """Files of the checkout that are tracked, or new and not ignored."""
+    names = checked(["git", "ls-files", "--cached", "--others", "--exclude-standard", "-z", *rooms]).split("\0")
+    return sorted(name for name in names if name and os.path.lexists(ROOT / name))
 
 
 @dataclass(slots=True)
@@ -202,6 +199,7 @@ class Fleet:
 
     work: Path
     say: Say
+    sources: str = ""  # digest of everything that decides what a converged host is
     hosts: list[str] = field(default_factory=list)
     groups: dict[str, Path] = field(default_factory=dict)
     turn: int = 0
@@ -216,15 +214,18 @@ class Fleet:
         return 12 + place % 2
 
     def image(self, release: int) -> str:
-        return f"{IMAGES}:{release}-{sources_digest()}"
+        return f"{IMAGES}:{release}-{self.sources}"
 
     def copy_checkout(self) -> None:
         """What is deployed stays the same, whoever edits the checkout meanwhile."""
-        listed = checked(["git", "ls-files", "--cached", "--others", "--exclude-standard", "-z"])
-        for name in filter(None, listed.split("\0")):
-            if os.path.lexists(ROOT / name):
-                (self.checkout / name).parent.mkdir(parents=True, exist_ok=True)
-                shutil.copy2(ROOT / name, self.checkout / name, follow_symlinks=False)
+        for name in listed():
+            (self.checkout / name).parent.mkdir(parents=True, exist_ok=True)
+            shutil.copy2(ROOT / name, self.checkout / name, follow_symlinks=False)
+        seen = hashlib.sha256(json.dumps(VARIABLES, sort_keys=True).encode())
+        for path in (self.checkout / name for name in listed(*SOURCES)):
+            if path.is_file():
+                seen.update(f"{path.relative_to(self.checkout)}\0".encode() + path.read_bytes())
+        self.sources = seen.hexdigest()[:12]
 
     def next_release(self) -> None:
         """A daemon whose sources differ in a word from those that any host has, and a name for it."""

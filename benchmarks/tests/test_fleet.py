@@ -6,6 +6,7 @@ from __future__ import annotations
 import json
 import os
 import re
+import subprocess
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -248,6 +249,32 @@ def test_a_fleet_alone_is_published_without_the_other_scenarios(
     merged |= {"machine": dict.fromkeys(words, "x"), "loads": [0.1], "took": 60.0, "quick": False}
     suite.write({"fleet": merged}, tmp_path)
     assert set(publish.render("x")) == {fleet_report.OPERATIONS}
+
+
+def test_all_hosts_are_copies_of_one_image_whoever_edits_the_checkout_meanwhile(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    """A new file that is not tracked yet is deployed, so it is another image's."""
+    root = tmp_path / "root"
+    for name in ("roles/a.yml", "daemon-src/a.py", "README.md"):
+        (root / name).parent.mkdir(parents=True, exist_ok=True)
+        (root / name).write_text("one")
+    subprocess.run(["git", "init", "-q", str(root)], check=True)
+    monkeypatch.setattr(fleet, "ROOT", root)
+    monkeypatch.setattr(tools, "ROOT", root)
+
+    def begun(name: str) -> fleet.Fleet:
+        bench = fleet.Fleet(tmp_path / name, print)
+        bench.copy_checkout()
+        return bench
+
+    first = begun("first")
+    image = first.image(12)
+    (root / "README.md").write_text("two")
+    assert begun("same").image(12) == image
+    (root / "roles/b.yml").write_text("two")
+    assert first.image(12) == image
+    assert begun("other").image(12) != image
 
 
 class Rollouts(fleet.Fleet):
