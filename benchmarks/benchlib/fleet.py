@@ -163,7 +163,7 @@ def instances_in_use() -> int:
     """inotify instances of root's processes."""
     found = 0
     for process in Path("/proc").glob("[0-9]*"):
-        with suppress(OSError):
+        with suppress(OSError):  # it may end meanwhile, and then it has none
             if process.stat().st_uid == 0:
                 found += sum(
                     os.readlink(descriptor) == "anon_inode:inotify" for descriptor in (process / "fd").iterdir()

@@ -237,10 +237,13 @@ def predict(runs: Sequence[Run], kind: str, hosts: int, forks: int) -> Predictio
 def merge(parts: list[Document]) -> Document:
     """One document of several rounds' documents."""
     missing: dict[str, str] = {}
+    idle: dict[str, list[float]] = {}
     for document in parts:
         missing |= document["missing"]
+        for hosts, cores in document["idle"].items():
+            idle.setdefault(hosts, []).append(cores)
     runs = [run for document in parts for run in document["runs"]]
-    return {**parts[0], "rounds": len(parts), "runs": runs, "missing": missing}
+    return {**parts[0], "rounds": len(parts), "runs": runs, "missing": missing, "idle": idle}
 
 
 def minutes(seconds: float) -> str:
@@ -389,7 +392,7 @@ def report(document: Document) -> str:
         text += f"\n### Forks and pipelining, with {options(runs)[0]} hosts\n\n{options_table(runs)}"
     if any(facts_rows(runs).values()):
         text += f"\n### Facts\n\n{facts_table(runs)}"
-    idle = ", ".join(f"{float(cores):.2f} with {hosts}" for hosts, cores in document["idle"].items())
+    idle = ", ".join(f"{shown(cores, 2)} with {hosts}" for hosts, cores in document["idle"].items())
     text += f"\nCores that the hosts use while nobody asks anything of them: {idle}.\n"
     try:
         text += f"\n### Growth\n\n{growth_table(runs)}"

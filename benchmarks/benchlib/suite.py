@@ -160,14 +160,14 @@ def arguments(argv: list[str] | None) -> argparse.Namespace:
         description="All scenarios, or those that are named, side by side. Scenarios: "
         + "; ".join(f"{part.key} ({part.title}{', only by name' if part.by_name else ''})" for part in PARTS),
     )
-    parser.add_argument("scenario", nargs="*", help="which (default: all)")
+    parser.add_argument("scenario", nargs="*", help="which (default: all but those that are measured only by name)")
     parser.add_argument("--quick", action="store_true", help="under five minutes; its figures mean little")
     parser.add_argument("--rounds", type=int, help="of each scenario, instead of its own number")
     parser.add_argument("--fresh", action="store_true", help="measure these scenarios again, also what is there")
     parser.add_argument("--out", type=Path, help="where the report goes (default: .cache/benchmarks/results/run)")
     parser.add_argument("--state", type=Path, help="where rounds are kept (default: in .cache/benchmarks/runs)")
     parser.add_argument("--record", metavar="NAME", help="keep the run in benchmarks/results/NAME and publish it")
-    parser.add_argument("--publish", metavar="NAME", help="measure nothing: write docs/performance.md from that run")
+    parser.add_argument("--publish", metavar="NAME", help="measure nothing: write what docs/ says of that run")
     parser.add_argument("--profile", action="store_true", help="flame graphs and top costs, after the scenarios")
     options = parser.parse_args(argv)
     unknown = set(options.scenario) - set(parts.names())

@@ -154,8 +154,10 @@ def test_the_report_says_how_good_the_fit_is_and_how_far_it_reaches() -> None:
 
 def test_two_rounds_are_medians_with_quartiles() -> None:
     slow = [{**each, "wall_s": each["wall_s"] + 4} for each in straight()]
-    merged = fleet_report.merge([document(straight()), document(slow)])
-    assert "| `site.yml`, no change | 24 | - | 252 (251-253) |" in fleet_report.report(merged)
+    second = {**document(slow), "idle": {"2": 0.05}}
+    text = fleet_report.report(fleet_report.merge([document(straight()), second]))
+    assert "| `site.yml`, no change | 24 | - | 252 (251-253) |" in text
+    assert "asks anything of them: 0.03 (0.02-0.04) with 2." in text
 
 
 def test_a_run_of_too_few_sizes_is_reported_without_a_growth() -> None:
@@ -191,6 +193,22 @@ def test_the_last_lines_of_a_playbook_are_counted_by_host() -> None:
     found = fleet.recap(text)
     assert set(found) == {"bench-1", "step 1"}
     assert (found["bench-1"]["skipped"], found["step 1"]["changed"]) == (2, 1)
+
+
+def test_what_is_looked_for_is_what_the_playbooks_say_and_what_the_roles_gather() -> None:
+    """Or an hour is over before somebody sees that a name was changed."""
+    (first, *_) = yaml.safe_load((ROOT / "playbooks/tasks/rollout_turn.yml").read_text())
+    assert fleet.turns(f"TASK [{first['name']}] ***\nok: [a]\n") == 1
+    said = (ROOT / "playbooks/rollout.yml").read_text().replace("{{ __rollout_steps | join(', ') }}", "1, 2")
+    assert fleet.steps(said) == 2
+    (needed,) = fleet.FACTS["facts_needed"]["tasks"]
+    for path in ROOT.glob("roles/*/tasks/assert.yml"):
+        gathered = [
+            task["ansible.builtin.setup"]
+            for task in yaml.safe_load(path.read_text())
+            if "ansible.builtin.setup" in task
+        ]
+        assert needed["ansible.builtin.setup"] in gathered, path
 
 
 def test_hosts_that_had_a_turn_are_counted_over_all_steps() -> None:
