@@ -37,7 +37,8 @@ def spec_of(role: str) -> dict[str, Spec]:
 
 def markdown(text: str) -> str:
     """Turn Ansible's markup into Markdown."""
-    return re.sub(r"\b[CVOMP]\(([^()]*(?:\([^()]*\)[^()]*)*)\)", r"`\1`", text.strip())
+    text = re.sub(r"\bL\(([^,()]+), *([^()]+)\)", r"[\1](\2)", text.strip())
+    return re.sub(r"\b[CVOMP]\(([^()]*(?:\([^()]*\)[^()]*)*)\)", r"`\1`", text)
 
 
 def cell(text: str) -> str:

@@ -323,6 +323,13 @@ def test_readmes_are_what_the_specs_say():
     assert done.returncode == 0, done.stdout
 
 
+@pytest.mark.parametrize(
+    "path", [*ROOT.glob("roles/*/README.md"), ROOT / "playbooks/README.md"], ids=lambda path: path.parent.name
+)
+def test_a_readme_has_no_markup_of_ansible_left(path):
+    assert re.findall(r"\b[A-Z]\([^)]*\)?", path.read_text()) == []
+
+
 def backend(**more: Any) -> dict[str, Any]:
     return {"streaming_daemon_backends": [{"name": "demo", "type": "demo"}, {"name": "llm", "type": "openai", **more}]}
 
