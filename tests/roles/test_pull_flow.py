@@ -39,6 +39,12 @@ def untouched(run: Outcome) -> None:
     assert asked(run)[-1] == "rollout_lock free"
 
 
+def went_back(run: Outcome) -> None:
+    """Proved like a turn, noted, and the lock given back."""
+    way = ["host_release restored", "activate", "handoff_app probe", "host_release returned", "rollout_lock free"]
+    assert asked(run)[-5:] == way
+
+
 def test_a_turn_goes_from_the_lock_to_the_record_and_gives_the_lock_back(tmp_path):
     """What all cases below depart from."""
     run = pull(tmp_path)
@@ -87,13 +93,7 @@ def test_who_was_cut_off_goes_back_although_its_apache_is_broken_and_its_turn_ca
     run = pull(tmp_path, answers, files={"apache2ctl-web1": BROKEN_APACHE})
     assert run.code != 0
     assert "web1: rolled back. Keep what serves" in run.text, run.out
-    assert asked(run)[-5:] == [
-        "host_release restored",
-        "activate",
-        "handoff_app probe",
-        "host_release returned",
-        "rollout_lock free",
-    ]
+    went_back(run)
 
 
 @pytest.mark.parametrize("where", [1, 2])
@@ -111,13 +111,7 @@ def test_a_host_that_serves_badly_in_its_soak_goes_back(tmp_path):
     run = pull(tmp_path, {"host_health": [{}, {}, {}, {"ended": 100, "bad": 50}]})
     assert run.code != 0
     assert "web1: rolled back. Refuse a host that serves badly" in run.text, run.out
-    assert asked(run)[-5:] == [
-        "host_release restored",
-        "activate",
-        "handoff_app probe",
-        "host_release returned",
-        "rollout_lock free",
-    ]
+    went_back(run)
 
 
 def test_a_retry_that_was_cut_off_is_taken_up_again_and_does_not_leave_the_host_drained(tmp_path):
