@@ -10,6 +10,7 @@ import pytest
 import yaml
 
 ROOT = Path(__file__).resolve().parents[2]
+PLAYBOOKS = sorted(path.name.removesuffix(".meta.yml") for path in (ROOT / "playbooks").glob("*.meta.yml"))
 INVENTORY = "web_hosts:\n  hosts:\n    web1:\n      handoff_app_password: correct horse battery\n"
 
 
@@ -58,7 +59,7 @@ def test_it_has_the_ansible_core_that_the_scripts_pin_and_this_checkouts_collect
     assert re.search(rf"socket_handoff\.fleet\s+{re.escape(version)}\s", listed), listed
 
 
-@pytest.mark.parametrize("name", ["deploy", "rollout", "rollback", "status", "verify", "remove", "pull"])
+@pytest.mark.parametrize("name", PLAYBOOKS)
 def test_it_reads_every_playbook_of_the_collection(image, project, name):
     playbook = f"socket_handoff.fleet.{name}"
     inventory = "/runner/project/hosts.yml"
