@@ -277,6 +277,11 @@ def test_what_an_operator_looks_up_is_what_the_code_says(page: str, head: str) -
     assert [part for part in parts if part not in code] == []
 
 
+def test_the_readme_names_every_lane_that_runs_only_when_it_is_named() -> None:
+    (lanes,) = re.findall(r"(?m)^named_lanes=\((.*)\)$", (ROOT / "script/lanes").read_text())
+    assert first_cells(README, "`script/test …`") == lanes.split()
+
+
 def test_every_variable_that_the_page_on_pulling_names_is_one() -> None:
     named = set(re.findall(r"\b((?:rollout|release_puller)_[a-z_]+)\b", (ROOT / "docs/pull.md").read_text()))
     specs = (ROOT / "playbooks/pull.meta.yml", ROOT / "roles/release_puller/meta/argument_specs.yml")
