@@ -6,14 +6,17 @@ In the place of systemctl stands a program that writes down how it was called: t
 from __future__ import annotations
 
 import json
+import re
 import subprocess
 import sys
+import tomllib
 from pathlib import Path
 from typing import Any
 
 import pytest
 import yaml
 from generate_readme import ROOT
+from test_pull_flow import QUICK
 
 SYSTEMCTL = """#!/bin/sh
 echo "$*" >>"${0%/*}/calls"
@@ -111,3 +114,15 @@ def test_ssh_can_read_the_key_that_is_written_also_where_a_lookup_took_its_last_
     assert done.returncode == 0, done.stdout
     assert (host.work / "written").read_text() == key.read_text()
     subprocess.run(["ssh-keygen", "-y", "-f", str(host.work / "written")], check=True, capture_output=True)
+
+
+def test_the_configuration_has_what_the_program_and_the_playbook_read(host):
+    template = {"src": f"{ROOT}/templates/etc/release-puller/config.toml.j2", "dest": f"{host.work}/config.toml"}
+    given = {"release_puller_repository": "https://git.example.com/fleet.git"}
+    done = host.run(INSPECT, {"ansible.builtin.template": {**template, "mode": "0600"}}, **given)
+    assert done.returncode == 0, done.stdout
+    text = (host.work / "config.toml").read_text()
+    read = re.findall(r"""config\[["'](\w+)["']\]""", (ROOT / "roles/release_puller/files/pull-release").read_text())
+    assert set(tomllib.loads(text)) == {*read, "timeout"}
+    # What stands for it in the tests of whole turns.
+    assert {line.replace("web1", "localhost") for line in QUICK["__here"]} <= set(text.splitlines())
