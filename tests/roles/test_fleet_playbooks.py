@@ -421,6 +421,24 @@ def test_every_balancer_is_told_before_any_is_waited_for(fleet):
     assert fleet.noted("lb1", "asked") == fleet.noted("lb2", "asked") == ["web1 maint", "web1 maint", "web1 ready"]
 
 
+def test_balancers_that_only_a_variable_names_are_told_by_a_rollback_as_by_a_rollout(fleet):
+    fleet.roll("web1", "2.0", "3.0")
+    fleet.groups["others"] = {"hosts": {"lb1": fleet.named("lb1")}}
+    fleet.variables.update(rollout_drain="auto", handoff_lb_balancers=["lb1"])
+    done = fleet.run("rollback", "--limit", "web1")
+    assert (done.returncode, fleet.serves()) == (0, ["2.0", "1.0"]), said(done)
+    assert fleet.noted("lb1", "asked") == ["web1 maint", "web1 ready"]
+
+
+def test_a_rollback_does_not_take_the_only_web_host_from_its_balancer(fleet):
+    fleet.roll("web1", "2.0", "3.0")
+    with_balancers(fleet)
+    del fleet.groups["web_hosts"]["hosts"]["web2"]
+    done = fleet.run("rollback")
+    assert (done.returncode, fleet.serves()) == (0, ["2.0", "1.0"]), said(done)
+    assert fleet.noted("lb1", "asked") == []
+
+
 def held(fleet: Fleet, run_module: Callable[..., dict[str, Any]], name: str, process: str) -> None:
     holder = {"id": "0f3a55c1e2b7", "by": "ada@admin1", "release": "3.0", "since": "now", "process": process}
     run_module("rollout_lock", state="held", holder=holder, path=str(fleet.hosts[name].root / LOCK))
