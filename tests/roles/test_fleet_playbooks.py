@@ -213,10 +213,7 @@ class Fleet:
         self.copy = work / "collections/ansible_collections/socket_handoff/fleet"
         for room in ("playbooks", "plugins", "roles"):
             shutil.copytree(ROOT / room, self.copy / room)
-        site = (ROOT / "site.yml").read_text()
-        (self.copy / "site.yml").write_text(
-            site.replace("path: /var/lib", 'path: "{{ root }}/var/lib').replace("json\n", 'json"\n')
-        )
+        shutil.copy(ROOT / "site.yml", self.copy)
         modules = self.copy / "plugins/modules"
         for module, default in (("host_release", '"default": "/"'), ("rollout_lock", '"default": "/var/lib/socket-')):
             text = (modules / f"{module}.py").read_text()
@@ -233,8 +230,14 @@ class Fleet:
             plays[0]["tasks"] = []
             stands = [{"hosts": "web_hosts", "gather_facts": False, "tasks": []}] if name == "remove" else []
             (self.copy / f"playbooks/{name}.yml").write_text(yaml.safe_dump(plays[:cut] + stands, sort_keys=False))
-        for name in ("deploy", "verify"):
-            (self.copy / f"playbooks/{name}.yml").write_text(DEPLOY.format(name=name))
+        (self.copy / "playbooks/verify.yml").write_text(DEPLOY.format(name="verify"))
+        before, behind = (
+            play for play in yaml.safe_load((ROOT / "playbooks/deploy.yml").read_text()) if " rollout " in play["name"]
+        )
+        looks = behind["tasks"][0]["ansible.builtin.stat"]
+        looks["path"] = "{{ root }}" + looks["path"]
+        plays = [before, *yaml.safe_load(DEPLOY.format(name="deploy")), behind]
+        (self.copy / "playbooks/deploy.yml").write_text(yaml.safe_dump(plays, sort_keys=False))
         self.variables: dict[str, Any] = {"rollout_drain": "command", "rollout_drain_wait": 0}
         for name in ("drain", "undrain"):
             script = f'echo "{name} $0" >>{work}/commands'
@@ -444,7 +447,7 @@ def held(fleet: Fleet, run_module: Callable[..., dict[str, Any]], name: str, pro
     run_module("rollout_lock", state="held", holder=holder, path=str(fleet.hosts[name].root / LOCK))
 
 
-@pytest.mark.parametrize(("playbook", "who"), [("../site", "here"), ("../site", "elsewhere"), ("remove", "here")])
+@pytest.mark.parametrize(("playbook", "who"), [("../site", "here"), ("deploy", "elsewhere"), ("remove", "here")])
 def test_nothing_else_changes_hosts_while_a_rollout_is_at_work(fleet, run_module, playbook, who):
     controller = importlib.import_module("ansible_collections.socket_handoff.fleet.plugins.lookup.rollout_controller")
     name = controller.name_of(os.getpid())

@@ -175,12 +175,21 @@ def test_the_removal_asks_apache_about_all_of_it_before_anything_goes():
     }
 
 
-def test_site_yml_only_puts_playbooks_with_specs_in_order_and_asks_for_rollouts_around_them():
-    before, *plays, behind = yaml.safe_load((ROOT / "site.yml").read_text())
+def test_site_yml_only_puts_playbooks_with_specs_in_order():
+    plays = yaml.safe_load((ROOT / "site.yml").read_text())
     assert [set(play) for play in plays] == [{"name", "ansible.builtin.import_playbook"}] * len(plays)
     assert {ROOT / play["ansible.builtin.import_playbook"] for play in plays} <= set(playbooks())
+
+
+def test_a_deployment_asks_for_rollouts_around_all_that_it_changes_and_before_anybody_pulls():
+    plays = {play["name"]: play for play in yaml.safe_load((ROOT / "playbooks/deploy.yml").read_text())}
+    order = list(plays)
+    first, last = "Leave hosts alone that a rollout is at work on", "End what a rollout has left open"
+    changing = [name for name, play in plays.items() if "roles" in play or play.get("tags") == ["handoff_monitoring"]]
+    assert order[order.index(first) + 1 : order.index(last)] + order[order.index(last) + 1 :] == changing
+    assert changing[-1] == order[-1] == "Let hosts pull"
     # Part of a deployment asks too, and does not end what a rollout has left.
-    assert (before["tags"], behind.get("tags")) == (["always"], None)
+    assert (plays[first]["tags"], plays[last].get("tags")) == (["always"], None)
 
 
 def documents() -> list[Path]:
