@@ -161,6 +161,11 @@ def with_its_tasks(path):
     return text
 
 
+def test_what_is_removed_is_not_brought_back_meanwhile_by_a_host_that_pulls():
+    names = [play["name"] for play in yaml.safe_load((ROOT / "playbooks/remove.yml").read_text())]
+    assert names[2:4] == ["Let no host pull any more", "Remove the load balancers"]
+
+
 def test_the_removal_asks_apache_about_all_of_it_before_anything_goes():
     plays = yaml.safe_load((ROOT / "playbooks/remove.yml").read_text())
     [remove] = [play for play in plays if play["name"] == "Remove the chain"]
