@@ -84,7 +84,8 @@ def collection(work: Path) -> Path:
         for entry in entries:
             (root / "roles" / role / "tasks" / f"{entry}.yml").write_text(stub_of(f"{role} {entry}"))
     # It needs nothing but the module haproxy_server.
-    shutil.copy(ROOT / "roles/handoff_lb/tasks/ask.yml", root / "roles/handoff_lb/tasks")
+    for name in ("ask", "somebody"):
+        shutil.copy(ROOT / f"roles/handoff_lb/tasks/{name}.yml", root / "roles/handoff_lb/tasks")
     return root
 
 
