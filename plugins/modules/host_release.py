@@ -136,6 +136,14 @@ record:
   description: Release, digest, time and person of the last rollout or rollback; empty where there was none.
   type: dict
   returned: always
+runs:
+  description: The name of the release that counts as the host's; of a turn that was cut off, what it was bringing.
+  type: str
+  returned: always
+gone_back:
+  description: Whether a rollback was the last to change the host.
+  type: bool
+  returned: always
 digest:
   description: The digest of what is on the host now.
   type: str
@@ -546,16 +554,25 @@ def drift_of(store, record, entries):
     )
 
 
+def what_runs(record, turn):
+    """Return name and digest: of what a rollout that was cut off has half brought, or else of what is on record."""
+    # Whatever rollback was cut off behind it.
+    brought = turn.get("brings", turn["release"]) if turn else ""
+    return (brought, "") if brought else (record.get("release", UNNAMED), record.get("digest", ""))
+
+
+def has_gone_back(record, turn):
+    """Return whether a rollback was the last to change the host, so that previous is where it came from."""
+    return not turn and record.get("kind") == "rollback"
+
+
 def stays(params, record, turn):
     """Return why a rollback leaves a host as it is; empty where it goes back."""
-    # What a rollout that was cut off has half brought, whatever rollback was cut off behind it.
-    brought = turn.get("brings", turn["release"]) if turn else ""
-    runs = brought or record.get("release", UNNAMED)
-    digest = "" if brought else record.get("digest", "")
+    runs, digest = what_runs(record, turn)
     wanted = params["only"]
     if wanted and runs != wanted and not (len(wanted) >= 8 and digest.startswith(wanted)):
         return f"it runs {runs}, and only hosts that run {wanted} go back"
-    if params["release"] == "previous" and not turn and record.get("kind") == "rollback":
+    if params["release"] == "previous" and has_gone_back(record, turn):
         gone = f"it has gone back to {runs} already, at {record['time']} by {record['by'] or 'nobody knows whom'}"
         return f"{gone}; anything else goes by its name only"
     return ""
@@ -841,6 +858,7 @@ def run(module):
     brief = [{key: each[key] for key in ("name", "digest", "time", "by")} for each in store.snapshots()]
     return {
         **{"changed": changed, "record": record, "digest": digest_of(entries), "turn": turn, "snapshots": brief},
+        **{"runs": what_runs(record, turn)[0], "gone_back": has_gone_back(record, turn)},
         **{"drift": drift_of(store, record, entries), "parts": store.parts(entries), **more},
     }
 
