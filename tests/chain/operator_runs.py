@@ -14,6 +14,12 @@ ENVIRONMENT = {key: value for key, value in os.environ.items() if not key.starts
 ENVIRONMENT["MOLECULE_PROJECT_DIRECTORY"] = str(PROJECT)
 
 
+def address_of(name: str) -> str:
+    """Where a host of the running scenario is reached from this machine."""
+    found = subprocess.run([str(PROJECT / "script/host"), "address", name], capture_output=True, text=True, check=True)
+    return found.stdout.strip()
+
+
 def command(name: str, *arguments: str, play: str = "site.yml", limited: bool = True) -> list[str]:
     """The command that applies a playbook to one host of the running scenario: of the inventory that names it.
 

@@ -16,7 +16,7 @@ import pytest
 sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "chain"))
 
 from ledger import Ledger, streaming
-from operator_runs import ENVIRONMENT, PROJECT, copy_of_checkout, replace
+from operator_runs import ENVIRONMENT, PROJECT, address_of, copy_of_checkout, replace
 
 PASSWORD = "chain-test-password"
 INVENTORY = os.environ.get("FLEET_INVENTORY", str(PROJECT / "molecule/fleet/inventory"))
@@ -112,8 +112,5 @@ def fleet(tmp_path_factory: pytest.TempPathFactory) -> Fleet:
 @pytest.fixture
 def users(fleet: Fleet) -> Iterator[Ledger]:
     """Users that stream without a pause, from before a test until it asks what they got."""
-    address = subprocess.run(
-        [str(PROJECT / "script/host"), "address", fleet.balancer], capture_output=True, text=True, check=True
-    ).stdout.strip()
-    with streaming(address, PASSWORD) as ledger:
+    with streaming(address_of(fleet.balancer), PASSWORD) as ledger:
         yield ledger

@@ -11,7 +11,7 @@ import signal
 import subprocess
 import time
 from collections.abc import Iterator
-from contextlib import ExitStack, contextmanager
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -99,7 +99,7 @@ def test_a_bad_release_is_undone_on_the_canary_and_reaches_nobody_else(fleet: Fl
     assert_undone(fleet, users, run, before, BAD[name].read)
     # Nobody else was touched, not even drained.
     assert f"[{fleet.web[1]}]" not in run.stdout.split("PLAY [Roll out]")[1]
-    assert all(each["failed"]["release"] == "bad" for name, each in fleet.census().items() if name == fleet.web[0])
+    assert fleet.census()[fleet.web[0]]["failed"]["release"] == "bad"
 
 
 def test_what_only_users_meet_is_found_while_the_canary_serves_them_and_undone(fleet: Fleet, users: Ledger) -> None:
@@ -249,19 +249,21 @@ def going_on(
         process.wait()
 
 
+def roll_out_and_lose(fleet: Fleet, release: str, lost: str, *parts: str, **given: object) -> tuple[int, str]:
+    """A rollout that loses a host once it has said all of this, until it ends; returns its status and what it said."""
+    with rolling(fleet, release, fleet.candidate(release), **given) as (process, log):
+        await_in(log, process, *parts)
+        with out_of_reach(lost):
+            return process.wait(timeout=900), log.read_text()
+
+
 def test_a_host_that_is_lost_in_its_turn_stops_the_rollout_and_goes_back_when_it_is_found(
     fleet: Fleet, users: Ledger
 ) -> None:
     before = fleet.releases()
     canary = fleet.web[0]
-    with (
-        rolling(fleet, "lost-during", fleet.candidate("lost-during")) as (process, log),
-        ExitStack() as later,
-    ):
-        await_in(log, process, "[Apply the module]")
-        later.enter_context(out_of_reach(canary))
-        assert process.wait(timeout=600) != 0
-    text = log.read_text()
+    code, text = roll_out_and_lose(fleet, "lost-during", canary, "[Apply the module]")
+    assert code != 0
     assert re.search(rf"{canary} +[?] +LOST, was changing +unreachable", text), text[-6000:]
     assert fleet.census()[canary]["unfinished"]["release"] == "lost-during"
     back = fleet.run("rollback", "--limit", canary)
@@ -274,14 +276,8 @@ def test_a_host_that_is_lost_after_its_turn_stops_the_rollout_before_the_next_st
     assert len(fleet.web) > 2, "FLEET_HOSTS is less than 3, and this needs a host behind the second step"
     before = fleet.releases()
     canary = fleet.web[0]
-    with (
-        rolling(fleet, "lost-after", fleet.candidate("lost-after"), rollout_ramp="1,2,100%") as (process, log),
-        ExitStack() as later,
-    ):
-        await_in(log, process, "[Judge behind the step]", "[Drain the host]")
-        later.enter_context(out_of_reach(canary))
-        code = process.wait(timeout=900)
-    text = log.read_text()
+    said_first = ("[Judge behind the step]", "[Drain the host]")
+    code, text = roll_out_and_lose(fleet, "lost-after", canary, *said_first, rollout_ramp="1,2,100%")
     assert code != 0
     assert re.search(rf"{canary} +lost-after +LOST, was done +unreachable", text), text[-6000:]
     census = fleet.census()
@@ -361,14 +357,8 @@ def test_a_load_balancer_that_is_lost_in_a_turn_leaves_the_host_out_of_service_u
     """Users go on, on the other hosts: only the operator's way to the balancer is cut."""
     before = fleet.releases()
     canary = fleet.web[0]
-    with (
-        rolling(fleet, "no-way-back", fleet.candidate("no-way-back")) as (process, log),
-        ExitStack() as later,
-    ):
-        await_in(log, process, "[Apply the module]")
-        later.enter_context(out_of_reach(fleet.balancer))
-        assert process.wait(timeout=900) != 0
-    text = log.read_text()
+    code, text = roll_out_and_lose(fleet, "no-way-back", fleet.balancer, "[Apply the module]")
+    assert code != 0
     assert re.search(rf"{canary} +\S+ +OUT OF SERVICE", text), text[-6000:]
     back = fleet.run("rollback", "--limit", canary)
     assert back.returncode == 0, back.stdout[-6000:]

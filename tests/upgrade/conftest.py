@@ -14,7 +14,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "chain"))
 sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "fleet"))
 
 from ledger import Ledger, streaming
-from operator_runs import PROJECT
+from operator_runs import PROJECT, address_of
 
 PASSWORD = "chain-test-password"
 
@@ -44,8 +44,7 @@ def name(host: Host) -> str:
 @pytest.fixture(scope="module")
 def address(name: str) -> str:
     """Where its front door is."""
-    found = subprocess.run([str(PROJECT / "script/host"), "address", name], capture_output=True, text=True, check=True)
-    return found.stdout.strip()
+    return address_of(name)
 
 
 @pytest.fixture(scope="session")
