@@ -45,6 +45,10 @@ def test_the_demo_from_clone_to_clean(tmp_path: Path, environment: dict[str, str
         assert url in first.stdout
         with urllib.request.urlopen(url, timeout=10) as page:
             assert page.status == 200
+        # Set, not the lowest of its ports: another host that goes does not hold up what is open to this one.
+        shown = ("podman", "network", "inspect", "--format", "{{.NetworkInterface}}", "socket-handoff")
+        bridge = run(*shown, cwd=clone, environment=environment).stdout.strip()
+        assert Path(f"/sys/class/net/{bridge}/addr_assign_type").read_text().strip() == "3"
 
         browser = run(*browser_tests(), cwd=clone, environment=browser_environment(clone, url, environment))
         assert browser.returncode == 0
