@@ -56,7 +56,9 @@ def filled(template: Path, found: Mapping[str, str], name: str) -> str:
     unknown = sorted(set(re.findall(r"\{(\w+)\}", text)) - set(found))
     if unknown:
         raise BenchmarkError(f"{template.name}: the run '{name}' has no figure for {', '.join(unknown)}")
-    return re.sub(r"\{(\w+)\}", lambda match: found[match[1]], text)
+    text = re.sub(r"\{(\w+)\}", lambda match: found[match[1]], text)
+    # Where a figure is a paragraph, and a run has none.
+    return re.sub(r"\n{3,}", "\n\n", text)
 
 
 def _line(cells: list[str]) -> str:
