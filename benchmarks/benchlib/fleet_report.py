@@ -89,7 +89,7 @@ class Fit:
 
 
 def fit(seen: dict[tuple[int, int], float], steps: bool) -> Fit:
-    """Of (hosts, steps) -> figure; without the steps' share where they do not vary or do not matter.
+    """Of (hosts, steps) -> figure; without the steps' share where they do not vary, do not matter or cannot be told.
 
     Raises ValueError where the points are too few.
     """
@@ -101,7 +101,9 @@ def fit(seen: dict[tuple[int, int], float], steps: bool) -> Fit:
     except ValueError:
         return found
     place = max(seen)
-    return Fit(found.fixed, found.step, found.host, found.points, found.worst, seen[place] / before.at(*place))
+    foretold = before.at(*place)
+    ahead = seen[place] / foretold if foretold > 0 else None
+    return Fit(found.fixed, found.step, found.host, found.points, found.worst, ahead)
 
 
 def _fit(seen: dict[tuple[int, int], float], steps: bool) -> Fit:
@@ -110,6 +112,9 @@ def _fit(seen: dict[tuple[int, int], float], steps: bool) -> Fit:
         raise ValueError(f"{len(seen)} points cannot tell {columns} shares apart")
     points = [(1.0, float(hosts), float(many))[:columns] for hosts, many in seen]
     share = least_squares(points, list(seen.values()))
+    if steps and share[2] < 0:
+        # No step gives anything back: it costs less than what the points differ by.
+        return _fit(seen, steps=False)
     result = Fit(share[0], share[2] if steps else 0.0, share[1], len(seen), 0.0)
     worst = max(abs(result.at(*place) - value) / value for place, value in seen.items())
     return Fit(result.fixed, result.step, result.host, len(seen), worst)
@@ -139,15 +144,17 @@ def medians(runs: Sequence[Run], kind: str, what: str) -> dict[tuple[int, int], 
 def fits(runs: Sequence[Run]) -> dict[str, dict[str, Fit]]:
     """kind -> figure -> its growth; memory is without the forks, of which small fleets keep only some busy.
 
+    Memory is site.yml's only: how many forks are busy in a rollout differs from step to step.
     Raises ValueError where there are too few sizes.
     """
     fork = memory_per_fork(runs)
     found: dict[str, dict[str, Fit]] = {}
     for kind in KINDS:
-        seen = {what: medians(runs, kind, what) for what in FITTED}
-        seen["controller_pss"] = {
-            place: value - fork * min(DEFAULT_FORKS, place[0]) for place, value in seen["controller_pss"].items()
-        }
+        seen = {what: medians(runs, kind, what) for what in FITTED if kind == "no_change" or what != "controller_pss"}
+        if "controller_pss" in seen:
+            seen["controller_pss"] = {
+                place: value - fork * min(DEFAULT_FORKS, place[0]) for place, value in seen["controller_pss"].items()
+            }
         found[kind] = {what: fit(values, kind != "no_change") for what, values in seen.items()}
     return found
 
@@ -217,11 +224,12 @@ class Prediction:
 
 def predict(runs: Sequence[Run], kind: str, hosts: int, forks: int) -> Prediction:
     """A fleet of real machines, in the default steps, with a controller of CORES cores."""
-    growth = fits(runs)[kind]
+    found = fits(runs)
+    growth = found[kind]
     steps = rollout_steps()(RAMP, hosts, AT_ONCE) if kind != "no_change" else [hosts]
     many = len(steps) if kind != "no_change" else 1
-    cpu, main, memory = (growth[what].at(hosts, many) for what in ("controller_cpu_s", "main_cpu_s", "controller_pss"))
-    memory += min(forks, hosts) * memory_per_fork(runs)
+    cpu, main = (growth[what].at(hosts, many) for what in ("controller_cpu_s", "main_cpu_s"))
+    memory = found["no_change"]["controller_pss"].at(hosts) + min(forks, hosts) * memory_per_fork(runs)
     length = path(runs, kind).seconds(hosts, steps, forks)
     waits = 0.0
     if kind == "rollout":
@@ -285,13 +293,15 @@ def growth_table(runs: Sequence[Run]) -> str:
     rows = []
     for kind, growth in fits(runs).items():
         for what, name, factor, _ in COLUMNS:
+            if what not in growth:
+                continue
             one = growth[what]
             title = "its memory without forks, MB" if what == "controller_pss" else name
             rows.append(
                 [
                     f"{KINDS[kind]}: {title}",
                     f"{one.fixed * factor:,.1f}",
-                    f"{one.step * factor:,.1f}" if kind != "no_change" else "-",
+                    f"{one.step * factor:,.1f}" if one.step else "-",
                     f"{one.host * factor:,.2f}",
                     f"{one.worst:.0%}",
                     f"{one.ahead:.2f}" if one.ahead else "-",
@@ -409,6 +419,7 @@ def honest(runs: Sequence[Run]) -> str:
         f"\nA controller of {CORES} cores like this one, hosts that have cores of their own and answer as fast as one "
         f"alone does here. *At least*:\nwhat is largest of the three, plus the waits of a rollout with the defaults "
         f"({SOAK} s of soak per step, {WATCH} s of watching and {DRAIN_WAIT} s of\ndraining per group of forks). "
+        "Memory is reckoned from that of `site.yml`, which has as many hosts at once as there are forks.\n"
         f"{PREDICTED[-1]:,} hosts are {factor:,.0f} times the largest fleet that was measured: whatever grows faster "
         "than\nthe hosts (each fork copies the main process's page tables, every gate reads all hosts' variables) "
         "would not have shown yet, so take\nit for the order of magnitude.\n"
@@ -438,7 +449,7 @@ def facts(document: Document) -> dict[str, str]:
             f"fleet_{kind}_host_cpu": f"{cpu.host:.1f}",
             f"fleet_{kind}_main_host": f"{by['main_cpu_s'].host:.1f}",
             f"fleet_{kind}_hosts_own": f"{by['hosts_cpu_s'].host:.1f}",
-            f"fleet_{kind}_step_cpu": f"{cpu.step:.1f}",
+            f"fleet_{kind}_step_cpu": f"{cpu.step:.1f} CPU seconds" if cpu.step else "nothing that could be told",
             f"fleet_{kind}_worst": f"{cpu.worst:.0%}",
             f"fleet_{kind}_ahead": f"{cpu.ahead:.2f}" if cpu.ahead else "no figure",
         }

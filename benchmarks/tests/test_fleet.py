@@ -51,6 +51,16 @@ def test_steps_and_hosts_are_told_apart() -> None:
     assert growth.at(100, 4) == pytest.approx(2 + 12 + 400)
 
 
+def test_a_step_that_seems_to_give_something_back_costs_nothing() -> None:
+    """As where more steps were measured a little cheaper: a thousand hosts would not become cheap by it."""
+    seen = {(1, 1): 20.0, (2, 2): 40.0, (8, 2): 170.0, (8, 5): 150.0, (24, 6): 480.0}
+    growth = fleet_report.fit(seen, steps=True)
+    assert growth.step == 0 and growth.host == pytest.approx(20.0, rel=0.05)
+    runs = [each | {"controller_cpu_s": seen.get((each["hosts"], each["steps"]), 9.0)} for each in straight()]
+    told = fleet_report.facts({"runs": [*runs, *varied()]})
+    assert told["fleet_rollout_step_cpu"] == "nothing that could be told"
+
+
 def test_what_grows_faster_than_the_hosts_is_seen_in_the_largest_fleet() -> None:
     """A fit of a straight line through a parabola: the fleet that it has not seen took more than it says."""
     runs = [run("no_change", hosts, controller_cpu_s=5.0 + hosts + 0.2 * hosts**2) for hosts in (1, 2, 8, 24)]
