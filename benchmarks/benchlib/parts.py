@@ -307,7 +307,7 @@ PARTS = (
     Part("loadgen", "the load generators' ceiling", (3, 1), (12, 3), _measure_generators, loadgen.merge,
          loadgen.report, _nothing, loadgen.facts, _no_aims, _generator_settings),
     # Its figures are not of docs/performance.md: fleet_report.section writes them into docs/operations.md.
-    Part("fleet", "the fleet: no-change runs and rollouts, by the number of hosts", (1, 1), (4200, 900),
+    Part("fleet", "the fleet: no-change runs and rollouts, by the number of hosts", (1, 1), (3300, 900),
          _measure_fleet, fleet_report.merge, fleet_report.report, _nothing, fleet_report.facts, _no_aims,
          lambda quick: asdict(_fleet_settings(quick)), by_name=True),
 )  # fmt: skip
