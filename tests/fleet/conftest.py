@@ -81,6 +81,18 @@ class Fleet:
         assert done.returncode == 0, done.stderr
         return done.stdout
 
+    def set_server(self, name: str, state: str) -> None:
+        """What somebody at the load balancer tells HAProxy of a web host."""
+        arguments = f"backend=web server={name} state={state} wait={20 if state == 'ready' else 0}"
+        module = ["-b", "-m", "socket_handoff.fleet.haproxy_server", "-a", arguments]
+        subprocess.run(
+            [str(PROJECT / "script/enter"), "ansible", "-i", INVENTORY, self.balancer, *module],
+            cwd=PROJECT,
+            env=self.environment(PROJECT),
+            check=True,
+            timeout=120,
+        )
+
     def candidate(self, name: str) -> Path:
         """A copy of this checkout, to be altered like one that is a version ahead."""
         self.number += 1

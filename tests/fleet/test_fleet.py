@@ -333,6 +333,34 @@ def test_a_full_disk_on_one_host_is_found_before_anything_changes(fleet: Fleet, 
     assert users.lost() == []
 
 
+def test_hosts_that_somebody_keeps_out_of_service_are_found_before_anything_changes_and_stay_out(
+    fleet: Fleet, users: Ledger
+) -> None:
+    """One by HAProxy, one by the file that fails its health checks: a turn would bring them back."""
+    before = fleet.releases()
+    stopped, failing = fleet.web[-2:]
+    candidate = fleet.candidate("kept-out")
+    fleet.set_server(stopped, "maint")
+    fleet.on(failing, "touch /etc/handoff-app/maintenance")
+    try:
+        run = fleet.roll_out("kept-out", candidate)
+        census = fleet.census()
+    finally:
+        fleet.set_server(stopped, "ready")
+        fleet.on(failing, "rm /etc/handoff-app/maintenance")
+    assert run.returncode != 0
+    rows = said(run)
+    assert re.search(rf"{stopped} +\S+ +not prepared .{{0,200}}[(]maint at {fleet.balancer}[)], and by no", rows), (
+        run.stdout
+    )
+    assert re.search(rf"{failing} +\S+ +not prepared .{{0,200}}[(]/etc/handoff-app/maintenance[)], and by no", rows)
+    assert {name: each["release"] for name, each in census.items()} == before
+    assert census[stopped]["balancers"] == {fleet.balancer: "MAINT"}
+    assert census[failing]["balancers"] == {fleet.balancer: "DOWN"}
+    assert census[failing]["maintenance"]
+    assert users.lost() == []
+
+
 def test_a_host_whose_apache_would_not_start_again_is_found_before_anything_changes(
     fleet: Fleet, users: Ledger
 ) -> None:

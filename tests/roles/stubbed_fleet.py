@@ -84,7 +84,7 @@ def collection(work: Path) -> Path:
         for entry in entries:
             (root / "roles" / role / "tasks" / f"{entry}.yml").write_text(stub_of(f"{role} {entry}"))
     # It needs nothing but the module haproxy_server.
-    for name in ("ask", "somebody"):
+    for name in ("ask", "look", "somebody"):
         shutil.copy(ROOT / f"roles/handoff_lb/tasks/{name}.yml", root / "roles/handoff_lb/tasks")
     return root
 

@@ -248,20 +248,99 @@ def test_a_backend_that_fails_everybody_is_not_taken_for_the_release_in_the_last
     assert "web2 (new): 100 streams ended, 60 of them badly" in run.text
 
 
-@pytest.mark.parametrize(
-    ("answer", "said"), [("no HAProxy at its socket", "lb1: no HAProxy"), ("unreachable", "lb1 cannot")]
-)
-def test_a_host_is_not_touched_where_a_load_balancer_could_not_drain_it(answer, said, tmp_path):
+BALANCED: dict[str, Any] = {"groups": {"load_balancers": {"hosts": {"lb1": {}}}}}
+SILENT = [("no HAProxy at its socket", "lb1: no HAProxy"), ("unreachable", "lb1 cannot")]
+IN_SERVICE = {"before": "ready", "status": "UP"}
+BY_HAND = {"before": "maint", "status": "MAINT"}
+
+
+@pytest.mark.parametrize(("answer", "said"), SILENT)
+@pytest.mark.parametrize(("answers", "state"), [(0, "not prepared"), (2, "untouched")])
+def test_a_host_is_not_touched_where_a_load_balancer_could_not_drain_it(answers, state, answer, said, tmp_path):
+    """It may be found as the two are prepared, or only in the turn of the first."""
     run = run_playbook(
         tmp_path,
         "rollout",
         dict.fromkeys(("web1", "web2"), BEHIND),
-        groups={"load_balancers": {"hosts": {"lb1": {}}}},
-        answers={"lb1": {"haproxy_server ready": answer}},
+        answers={"lb1": {"haproxy_server ready": [IN_SERVICE] * answers + [answer]}},
+        **BALANCED,
         **QUICK,
     )
     assert run.code != 0
-    assert run.row("web1").startswith("web1 unnamed untouched"), run.out
+    assert run.row("web1").startswith(f"web1 unnamed {state}"), run.out
     assert said in run.row("web1")
     assert run.asked("host_release begun") == []
     assert sorted(run.asked("rollout_lock free")) == ["web1", "web2"]
+
+
+@pytest.mark.parametrize(("before", "state"), [(0, "not prepared"), (2, "untouched")])
+def test_a_host_that_somebody_keeps_out_of_service_is_not_brought_back_by_a_rollout(before, state, tmp_path):
+    """Its turn would end with that; it may have been taken out while others had their soak."""
+    run = run_playbook(
+        tmp_path,
+        "rollout",
+        dict.fromkeys(("web1", "web2"), BEHIND),
+        "--forks=1",
+        answers={"lb1": {"haproxy_server ready": [IN_SERVICE] * before + [BY_HAND, IN_SERVICE]}},
+        **BALANCED,
+        **QUICK,
+    )
+    assert run.code != 0
+    assert run.row("web1").startswith(f"web1 unnamed {state}"), run.out
+    assert "kept out of service (maint at lb1), and by no rollout" in run.row("web1")
+    assert run.row("web2").startswith("web2 unnamed waiting"), run.out
+    assert "Example: -e 'rollout_hosts=web_hosts:!web1'" in run.text
+    assert run.asked("host_release begun") == []
+    assert run.asked("handoff_lb drain") == run.asked("handoff_lb enable") == []
+
+
+def test_a_host_that_a_turn_has_left_out_of_service_is_given_its_turn_all_the_same(tmp_path):
+    turn = {"turn": {"release": "1.5", "by": "ada@admin1"}}
+    run = run_playbook(
+        tmp_path,
+        "rollout",
+        dict.fromkeys(("web1", "web2"), BEHIND),
+        "--forks=1",
+        answers={"web1": {"host_release": turn}, "lb1": {"haproxy_server ready": [BY_HAND, IN_SERVICE]}},
+        **BALANCED,
+        **QUICK,
+    )
+    assert run.code == 0, run.out
+    assert run.asked(TURN) == ["web1", "web2"]
+
+
+def test_a_census_says_what_load_balancers_say_of_each_host(tmp_path):
+    place = tmp_path / "census.json"
+    release = {"host_release": {"digest": "d", "snapshots": [], "parts": PARTS}}
+    run = run_playbook(
+        tmp_path,
+        "status",
+        {f"web{number}": {} for number in range(1, 6)},
+        "--forks=1",
+        answers={
+            **{f"web{number}": release for number in range(1, 5)},
+            "web5": {"host_release": "unreachable"},
+            "lb1": {"haproxy_server ready": [IN_SERVICE, BY_HAND, "server web3 is not in backend web", "unreachable"]},
+            "lb2": {"haproxy_server ready": [IN_SERVICE, {"before": "ready", "status": "DOWN"}, IN_SERVICE]},
+        },
+        groups={"load_balancers": {"hosts": {"lb1": {}, "lb2": {}}}},
+        status_file=str(place),
+    )
+    assert run.code == 0, run.out
+    assert [run.row(f"web{number}") for number in range(1, 6)] == [
+        "web1 unnamed 0.1.0 0 - -",
+        "web2 unnamed 0.1.0 0 - - MAINT at lb1; DOWN at lb2",
+        "web3 unnamed 0.1.0 0 - - UNKNOWN (server web3 is not in backend web) at lb1",
+        "web4 unnamed 0.1.0 0 - - UNREACHABLE at lb1",
+        "web5 ? UNREACHABLE",
+    ], run.out
+    census = {each["host"]: each for each in json.loads(place.read_text())}
+    assert census["web2"]["balancers"] == {"lb1": "MAINT", "lb2": "DOWN"}
+
+
+@pytest.mark.parametrize("arguments", [["--tags", "configure"], ["--skip-tags", "configure"]])
+def test_a_part_of_a_rollback_is_refused(arguments, tmp_path):
+    run = run_playbook(tmp_path, "rollback", FOUR, *arguments)
+    assert run.code != 0
+    assert f"{' '.join(arguments)} would leave out what a release consists of" in run.text, run.out
+    assert run.log == []
