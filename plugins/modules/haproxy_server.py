@@ -100,6 +100,12 @@ status:
   description: What HAProxy says of the server, for example C(UP), C(DRAIN), C(MAINT) or C(DOWN).
   type: str
   returned: success
+up:
+  description: The servers of O(backend) that get new requests, this one included where it is one of them.
+  type: list
+  elements: str
+  returned: success
+  version_added: 0.2.0
 sessions:
   description: Sessions that the server has.
   type: int
@@ -187,13 +193,15 @@ class Runtime:
         raise Failed(f"server {server} is not in backend {backend}; allowed is one of: {names}")
 
     def statistics(self, backend, server):
-        """Return (status, sessions)."""
+        """Return (status, sessions, names of the backend's servers that get new requests)."""
         # Objects of type server (4) of every proxy.
         lines = self.ask("show stat -1 4 -1").lstrip("# ").splitlines()
-        for row in csv.DictReader(lines):
-            if (row["pxname"], row["svname"]) == (backend, server):
-                return row["status"], int(row["scur"]) + int(row["qcur"])
-        raise Failed(f"server {server} of backend {backend} has no statistics; is it still in haproxy.cfg?")
+        rows = {row["svname"]: row for row in csv.DictReader(lines) if row["pxname"] == backend}
+        if server not in rows:
+            raise Failed(f"server {server} of backend {backend} has no statistics; is it still in haproxy.cfg?")
+        # One that is on its way down, as 'UP 1/3', gets them still.
+        up = [name for name, row in rows.items() if row["status"].startswith("UP") or row["status"] == "no check"]
+        return rows[server]["status"], int(rows[server]["scur"]) + int(rows[server]["qcur"]), up
 
 
 def is_up(status):
@@ -203,14 +211,15 @@ def is_up(status):
 
 
 def await_end(runtime, params):
-    """Wait for what the state brings; return (status, sessions, seconds, whether the time was not enough)."""
+    """Wait for what the state brings; return what was found last, with the seconds and whether they were not enough."""
     began = time.monotonic()
     while True:
-        status, sessions = runtime.statistics(params["backend"], params["server"])
+        status, sessions, up = runtime.statistics(params["backend"], params["server"])
         reached = is_up(status) if params["state"] == "ready" else sessions == 0
         waited = time.monotonic() - began
         if reached or waited >= params["wait"]:
-            return status, sessions, round(waited, 1), not reached and params["wait"] > 0
+            short = not reached and params["wait"] > 0
+            return {"status": status, "sessions": sessions, "up": up, "waited": round(waited, 1), "timed_out": short}
         # The runtime API tells nobody of changes: it has to be asked again, until the time is over.
         time.sleep(min(PAUSE, max(0.0, params["wait"] - waited)))
 
@@ -235,16 +244,17 @@ def run(module):
         result["diff"] = {"before": f"{name} {before}\n", "after": f"{name} {params['state']}\n"}
     if module.check_mode:
         params["wait"] = 0
-    status, sessions, waited, timed_out = await_end(runtime, params)
-    result.update(status=status, sessions=sessions, waited=waited, timed_out=timed_out)
-    if timed_out and params["state"] == "ready":
+    found = await_end(runtime, params)
+    result.update(found)
+    after = f"after {found['waited']} s"
+    if found["timed_out"] and params["state"] == "ready":
         module.fail_json(
-            msg=f"{params['server']} is {status} after {waited} s: its checks do not succeed. See its error logs.",
+            msg=f"{params['server']} is {found['status']} {after}: its checks do not succeed. See its error logs.",
             **result,
         )
-    if timed_out and params["at_deadline"] == "fail":
-        module.fail_json(msg=f"{params['server']} has {sessions} sessions left after {waited} s", **result)
-    if timed_out and params["at_deadline"] == "shutdown":
+    if found["timed_out"] and params["at_deadline"] == "fail":
+        module.fail_json(msg=f"{params['server']} has {found['sessions']} sessions left {after}", **result)
+    if found["timed_out"] and params["at_deadline"] == "shutdown":
         runtime.tell(f"shutdown sessions server {params['backend']}/{params['server']}")
         result["changed"] = True
     return result

@@ -106,6 +106,18 @@ def test_a_server_that_haproxy_cfg_has_disabled_is_in_maintenance(haproxy, call)
     assert call("ready")["changed"] is True
 
 
+@pytest.mark.parametrize(
+    ("other", "up"),
+    [
+        *(("UP", True), ("UP 1/3", True), ("no check", True)),
+        *(("DOWN", False), ("DOWN 1/2", False), ("MAINT", False), ("DRAIN", False), ("NOLB", False)),
+    ],
+)
+def test_who_gets_new_requests_is_told(haproxy, call, other, up):
+    haproxy.status["web2"] = other
+    assert call("ready")["up"] == ["web1", "web2"][: 1 + up]
+
+
 def test_a_server_that_is_down_is_still_one_that_nobody_has_taken_out(haproxy, call):
     haproxy.status["web1"] = "DOWN"
     report = call("ready")

@@ -75,6 +75,21 @@ def test_a_host_that_expects_its_load_balancers_is_drained_by_its_health_checks(
     assert "haproxy_server" not in " ".join(asked(run))
 
 
+@pytest.mark.parametrize("drain", ["health_file", "none"])
+def test_a_host_that_somebody_keeps_out_of_service_is_left_alone_until_it_is_back(drain, tmp_path):
+    """Where a turn would not drain it, it does not bring it back either."""
+    place = tmp_path / "maintenance"
+    place.touch()
+    run = pull(tmp_path, rollout_drain=drain, __maintenance_file=str(place))
+    assert place.exists()
+    if drain == "none":
+        assert run.code == 0, run.out
+        return
+    untouched(run)
+    assert f"web1 is kept out of service ({place}), and no turn is open on it" in run.text
+    assert "Bring it back first." in run.text
+
+
 def test_an_apache_that_somebody_has_broken_before_is_not_taken_for_the_release(tmp_path):
     run = pull(tmp_path, files={"apache2ctl-web1": BROKEN_APACHE})
     untouched(run)

@@ -6,7 +6,7 @@ import json
 from typing import Any
 
 import pytest
-from stubbed_fleet import run_playbook
+from stubbed_fleet import LOST, run_playbook
 
 QUICK = {"rollout_release": "2.0", "rollout_soak": 0, "rollout_watch": 0, "rollout_drain_wait": 0}
 FOUR: dict[str, dict[str, Any]] = {f"web{number}": {} for number in range(1, 5)}
@@ -287,11 +287,95 @@ def test_a_host_that_somebody_keeps_out_of_service_is_not_brought_back_by_a_roll
     )
     assert run.code != 0
     assert run.row("web1").startswith(f"web1 unnamed {state}"), run.out
-    assert "kept out of service (maint at lb1), and by no rollout" in run.row("web1")
+    assert "kept out of service (maint at lb1), and no turn is open on it" in run.row("web1")
     assert run.row("web2").startswith("web2 unnamed waiting"), run.out
     assert "Example: -e 'rollout_hosts=web_hosts:!web1'" in run.text
     assert run.asked("host_release begun") == []
     assert run.asked("handoff_lb drain") == run.asked("handoff_lb enable") == []
+
+
+def test_the_others_to_roll_out_to_are_those_that_were_meant(tmp_path):
+    run = run_playbook(
+        tmp_path,
+        "rollout",
+        dict.fromkeys(FOUR, BEHIND),
+        answers={"lb1": {"haproxy_server ready": BY_HAND}},
+        **BALANCED,
+        **{**QUICK, "rollout_hosts": "web1,web2"},
+    )
+    assert "Example: -e 'rollout_hosts=web1,web2,!web2'" in run.text, run.out
+
+
+@pytest.mark.parametrize(("before", "state"), [(0, "not prepared"), (4, "untouched")])
+def test_the_last_host_that_serves_is_not_drained(before, state, tmp_path):
+    """The two others of its step are drained with it; the fourth is down, by itself."""
+    alone = {"up": ["web1"] if state == "not prepared" else ["web1", "web2", "web3"]}
+    run = run_playbook(
+        tmp_path,
+        "rollout",
+        dict.fromkeys(FOUR, BEHIND),
+        "--forks=1",
+        answers={
+            "lb1": {"haproxy_server ready": [{**IN_SERVICE, "up": sorted(FOUR)}] * before + [{**IN_SERVICE, **alone}]}
+        },
+        **BALANCED,
+        **{**QUICK, "rollout_ramp": "3,100%", "rollout_at_once": 3},
+    )
+    assert run.code != 0
+    assert run.row("web1").startswith(f"web1 unnamed {state}"), run.out
+    together = "web1" if state == "not prepared" else "web1, web2, web3"
+    assert f"{together} would be drained, and nobody else serves at lb1" in run.text, run.out
+    assert run.asked("handoff_lb drain") == []
+
+
+@pytest.mark.parametrize("play", ["rollout", "rollback"])
+@pytest.mark.parametrize("drain", ["haproxy", "health_file"])
+@pytest.mark.parametrize("words", ["", "rollout\n", "the disk is being changed\n"])
+def test_a_file_that_fails_the_health_checks_stays_if_it_is_somebody_elses(words, drain, play, tmp_path):
+    """A turn that was cut off begins anew whatever it finds; without one, a rollout leaves such a host alone."""
+    place = tmp_path / "maintenance"
+    if words:
+        place.write_text(words)
+    turn = {"release": "1.5", "by": "ada@admin1"} if play == "rollout" else {}
+    release = {
+        "host_release": {"turn": turn, "runs": "1.5", "gone_back": False},
+        "host_release begun": {"stays": "", "back_to": "1.0"},
+    }
+    run = run_playbook(
+        tmp_path,
+        play,
+        dict.fromkeys(("web1", "web2"), BEHIND),
+        "--forks=1",
+        answers={"web1": release, "web2": release},
+        __maintenance_file=str(place),
+        rollout_drain=drain,
+        **BALANCED,
+        **{key: value for key, value in QUICK.items() if play == "rollout" or key == "rollout_drain_wait"},
+    )
+    assert run.code == 0, run.out
+    by_hand = "disk" in words
+    assert place.exists() == by_hand
+    assert not by_hand or place.read_text() == words
+    assert ("web2 stays out of service, because somebody makes its health checks fail" in run.text) == by_hand
+    assert run.asked("handoff_lb enable") == (["web1", "web2"] if drain == "haproxy" else [])
+
+
+@pytest.mark.parametrize("drain", ["haproxy", "health_file", "none"])
+def test_a_host_whose_health_checks_somebody_makes_fail_is_left_alone_where_its_turn_would_drain_it(drain, tmp_path):
+    place = tmp_path / "maintenance"
+    place.touch()
+    run = run_playbook(
+        tmp_path,
+        "rollout",
+        dict.fromkeys(("web1", "web2"), BEHIND),
+        __maintenance_file=str(place),
+        rollout_drain=drain,
+        **BALANCED,
+        **QUICK,
+    )
+    assert place.exists()
+    assert run.row("web2").startswith("web2 2.0 done" if drain == "none" else "web2 unnamed not prepared"), run.out
+    assert (f"kept out of service ({place}), and no turn" in run.row("web2")) == (drain != "none")
 
 
 def test_a_host_that_a_turn_has_left_out_of_service_is_given_its_turn_all_the_same(tmp_path):
@@ -330,15 +414,41 @@ def test_a_census_says_what_load_balancers_say_of_each_host(tmp_path):
     assert [run.row(f"web{number}") for number in range(1, 6)] == [
         "web1 unnamed 0.1.0 0 - -",
         "web2 unnamed 0.1.0 0 - - MAINT at lb1; DOWN at lb2",
-        "web3 unnamed 0.1.0 0 - - UNKNOWN (server web3 is not in backend web) at lb1",
-        "web4 unnamed 0.1.0 0 - - UNREACHABLE at lb1",
+        "web3 unnamed 0.1.0 0 - - UNKNOWN at lb1",
+        "web4 unnamed 0.1.0 0 - - UNKNOWN at lb1",
         "web5 ? UNREACHABLE",
     ], run.out
     census = {each["host"]: each for each in json.loads(place.read_text())}
     assert census["web2"]["balancers"] == {"lb1": "MAINT", "lb2": "DOWN"}
+    assert census["web3"]["balancers"] == {"lb1": "UNKNOWN: server web3 is not in backend web", "lb2": "UP"}
 
 
-@pytest.mark.parametrize("arguments", [["--tags", "configure"], ["--skip-tags", "configure"]])
+WRONG = {
+    "a text for a list": ({"handoff_lb_balancers": "lb1"}, {}, ""),
+    "a balancer that is away": ({"handoff_lb_balancers": ["lb1", "gone1"]}, {}, "UNKNOWN at gone1"),
+    "a variable of one host": ({}, {"handoff_lb_drain_server": "{{ nope }}"}, "CANNOT BE READ: see above"),
+}
+
+
+@pytest.mark.parametrize("name", WRONG)
+def test_a_census_has_its_table_whatever_is_wrong_with_load_balancers(name, tmp_path):
+    given, of_host, remark = WRONG[name]
+    release = {"host_release": {"digest": "d", "snapshots": [], "parts": PARTS}}
+    run = run_playbook(
+        tmp_path,
+        "status",
+        {"web1": {}, "web2": of_host},
+        answers={"web1": release, "web2": release, "lb1": {"haproxy_server ready": IN_SERVICE}},
+        groups={"load_balancers": {"hosts": {"lb1": {}}}, "elsewhere": {"hosts": {"gone1": LOST}}},
+        **given,
+    )
+    assert run.row("web1").startswith("web1 unnamed 0.1.0 0"), run.out
+    assert run.row("web2").endswith(remark or "0 - -"), run.out
+
+
+@pytest.mark.parametrize(
+    "arguments", [["--tags", "configure"], ["--skip-tags", "configure"], ["--skip-tags", "always"]]
+)
 def test_a_part_of_a_rollback_is_refused(arguments, tmp_path):
     run = run_playbook(tmp_path, "rollback", FOUR, *arguments)
     assert run.code != 0
