@@ -272,6 +272,27 @@ def test_a_host_that_is_lost_in_its_turn_stops_the_rollout_and_goes_back_when_it
     assert users.lost() == []
 
 
+def test_a_host_that_freezes_in_its_turn_is_lost_and_not_waited_for(fleet: Fleet, users: Ledger) -> None:
+    """Its connection stays open, and says nothing any more. Users of this one host wait with it."""
+    before = fleet.releases()
+    canary = fleet.web[0]
+    cookie = cookie_of(fleet, canary)
+    with rolling(fleet, "freezes", fleet.candidate("freezes")) as (process, log):
+        await_in(log, process, "[Apply the module]")
+        container(canary, "pause")
+        try:
+            code = process.wait(timeout=240)
+        finally:
+            container(canary, "unpause")
+    text = log.read_text()
+    assert code != 0
+    assert re.search(rf"{canary} +[?] +LOST, was changing +unreachable", text), text[-6000:]
+    back = fleet.run("rollback", "--limit", canary)
+    assert back.returncode == 0, back.stdout[-6000:]
+    assert fleet.releases() == before
+    assert users.lost(without=cookie) == []
+
+
 def test_a_host_that_is_lost_after_its_turn_stops_the_rollout_before_the_next_step(fleet: Fleet, users: Ledger) -> None:
     assert len(fleet.web) > 2, "FLEET_HOSTS is less than 3, and this needs a host behind the second step"
     before = fleet.releases()
