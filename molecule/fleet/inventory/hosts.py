@@ -1,8 +1,8 @@
 #!/usr/bin/env python3
 """The hosts of the scenario: a load balancer, and web hosts of Debian 12 and 13 in turn.
 
-FLEET_HOSTS says how many web hosts, 6 where it says nothing. Two cores take two hours for all cases with six of them;
-three show nearly everything in half of that.
+FLEET_HOSTS says how many web hosts, 6 where it says nothing. Two cores take an hour and a half for all cases with six
+of them; three show nearly everything in an hour.
 """
 
 import json
