@@ -125,7 +125,7 @@ def test_a_gate_counts_hosts_and_not_what_ansible_calls_failures(name, tmp_path)
 
 def test_a_command_that_drains_gets_the_name_of_the_host_as_its_last_argument(tmp_path):
     log = tmp_path / "log"
-    given = {"__drain_by": "command", "__drain_wait": 0}
+    given = {"__drain_by": "command", "__drain_wait": 0, "__maintenance": "nobody"}
     given["__drain_command"] = ["sh", "-c", f'echo "$0 $1" >>{log}', "out"]
     given["__undrain_command"] = ["sh", "-c", f'echo "$0 $1" >>{log}', "in"]
     tasks = [
@@ -141,6 +141,7 @@ def test_a_command_that_drains_gets_the_name_of_the_host_as_its_last_argument(tm
 def test_a_command_on_the_controller_is_not_run_as_root_because_the_hosts_are(name, tmp_path):
     """What an inventory says of all hosts has more to say than a task's keyword, but not than its variables."""
     given = {"__drain_by": "command", "__drain_wait": 0, "__drain_command": ["true"], "__undrain_command": ["true"]}
+    given["__maintenance"] = "nobody"
     # Another user than the one who runs this, or Ansible would not ask at all.
     everywhere = {"ansible_become": True, "ansible_become_user": "nobody", "ansible_become_exe": str(tmp_path / "sudo")}
     hosts = {"web1": {"ansible_connection": "local", **everywhere}, "localhost": everywhere}
@@ -161,6 +162,7 @@ def test_balancers_that_are_told_by_a_command_get_the_time_to_notice(name, tmp_p
         given = {
             "__drain_by": "command",
             "__drain_wait": wait,
+            "__maintenance": "nobody",
             "__drain_command": ["true"],
             "__undrain_command": ["true"],
         }
@@ -470,10 +472,13 @@ def test_a_deployment_ends_what_a_dead_rollout_has_left_open(fleet, run_module):
     name = controller.name_of(dead.pid)
     dead.wait()
     held(fleet, run_module, "web1", name)
-    part = fleet.run("../site", "--skip-tags", "configure")
-    assert (part.returncode, key.exists()) == (0, True), said(part)
-    done = fleet.run("../site")
-    assert (done.returncode, key.exists()) == (0, False), said(done)
+    # How that turn had drained the host.
+    file = fleet.work / "maintenance"
+    file.write_text("rollout\n")
+    part = fleet.run("../site", "--skip-tags", "configure", __maintenance_file=str(file))
+    assert (part.returncode, key.exists(), file.exists()) == (0, True, True), said(part)
+    done = fleet.run("../site", __maintenance_file=str(file))
+    assert (done.returncode, key.exists(), file.exists()) == (0, False, False), said(done)
     assert "web1 was left in the middle of a rollout" in said(done)
     assert "web2 was left" not in said(done)
     # A turn that fails from now on goes back to what the deployment brought.
@@ -490,6 +495,7 @@ UNDO = """\
                 rollout_drain_command: "{{ rollout_drain_command }}",
                 rollout_undrain_command: "{{ rollout_undrain_command }}"}
     __rollout_state: serving
+    __maintenance: nobody
   tasks:
     - block:
         - ansible.builtin.fail: {msg: it streams garbage}

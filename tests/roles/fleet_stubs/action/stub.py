@@ -18,6 +18,7 @@ from ansible.plugins.action import ActionBase
 
 WELL = {
     "host_release": {"record": {}, "turn": {}, "drift": [], "interrupted": False, "to": {"name": "1.0"}, "paths": []},
+    "haproxy_server": {"before": "ready", "status": "UP", "up": []},
     "host_health": {"sample": {"logs": {}}, "ended": 0, "bad": 0, "problems": [], "streams": 0},
 }
 
